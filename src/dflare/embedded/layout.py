@@ -1,0 +1,87 @@
+"""Where each thing lies inside a data directory."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+DATA_DIR_VARIABLE = "DFLARE_DATA_DIR"
+DEFAULT_DATA_DIR = ".dflare"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The paths of one data directory; nothing is created by naming them."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, data_dir: Path | None) -> "Layout":
+        """The given directory, else `DFLARE_DATA_DIR`, else `.dflare` in the working directory."""
+        chosen = data_dir or Path(os.environ.get(DATA_DIR_VARIABLE) or DEFAULT_DATA_DIR)
+        return cls(chosen.expanduser().resolve())
+
+    @property
+    def postgres(self) -> Path:
+        return self.root / "postgres"
+
+    @property
+    def temporal(self) -> Path:
+        return self.root / "temporal"
+
+    @property
+    def simulator(self) -> Path:
+        return self.root / "sim"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run"
+
+    @property
+    def secrets(self) -> Path:
+        return self.root / "secrets"
+
+    @property
+    def state_file(self) -> Path:
+        return self.run / "state.json"
+
+    @property
+    def ports_file(self) -> Path:
+        return self.run / "ports.json"
+
+    @property
+    def options_file(self) -> Path:
+        return self.run / "options.json"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.run / "supervisor.lock"
+
+    @property
+    def master_key_file(self) -> Path:
+        return self.secrets / "master.key"
+
+    @property
+    def postgres_password_file(self) -> Path:
+        return self.secrets / "postgres-password"
+
+    @property
+    def site_file(self) -> Path:
+        return self.root / "site.yaml"
+
+    @property
+    def simulator_file(self) -> Path:
+        return self.root / "sim.yaml"
+
+    def log_file(self, component: str) -> Path:
+        return self.logs / f"{component}.log"
+
+    def create(self) -> None:
+        """Makes the directories; `secrets` is closed to everybody but its owner."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        for directory in (self.postgres, self.temporal, self.simulator, self.logs, self.run):
+            directory.mkdir(exist_ok=True)
+        self.secrets.mkdir(mode=0o700, exist_ok=True)
