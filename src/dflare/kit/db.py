@@ -1,0 +1,74 @@
+"""PostgreSQL: one engine a process, a schema and role a service, transactions that name theirs."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+
+POOL_SIZE = 10
+"""Connections a process may hold (DESIGN section 2)."""
+
+_open_schema: ContextVar[str | None] = ContextVar("open_schema", default=None)
+
+
+class OpenTransactionError(RuntimeError):
+    """A programming error: a network call or a second schema inside an open transaction."""
+
+
+def role_of(schema: str) -> str:
+    """The database role that owns ``schema``."""
+    return f"dflare_{schema}"
+
+
+def assert_no_transaction(what: str) -> None:
+    """Called by everything that talks to the outside world.
+
+    Raises:
+        OpenTransactionError: a transaction is open in this task.
+    """
+    schema = _open_schema.get()
+    if schema is not None:
+        raise OpenTransactionError(f"{what} while a transaction of schema {schema} is open")
+
+
+def async_url(postgres_url: str) -> str:
+    """The SQLAlchemy form of a ``postgresql://`` URL."""
+    return postgres_url.replace("postgresql://", "postgresql+asyncpg://", 1)
+
+
+class Database:
+    """The process's connections. Services get a ``transaction`` of their own schema from it."""
+
+    def __init__(self, postgres_url: str, *, application: str, pool_size: int = POOL_SIZE) -> None:
+        self.url = postgres_url
+        self.engine = create_async_engine(
+            async_url(postgres_url),
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_pre_ping=True,
+            pool_timeout=30,
+            connect_args={"server_settings": {"application_name": application}, "timeout": 10},
+        )
+        self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
+
+    @asynccontextmanager
+    async def transaction(self, schema: str) -> AsyncGenerator[AsyncSession]:
+        """One transaction as the role of ``schema``; commits at the end, rolls back on an error.
+
+        Raises:
+            OpenTransactionError: another transaction is open in this task.
+        """
+        assert_no_transaction(f"transaction of schema {schema}")
+        async with self._sessions() as session, session.begin():
+            token = _open_schema.set(schema)
+            try:
+                await session.execute(text(f"SET LOCAL ROLE {role_of(schema)}"))
+                yield session
+            finally:
+                _open_schema.reset(token)
+
+    async def dispose(self) -> None:
+        """Close all connections."""
+        await self.engine.dispose()

@@ -1,0 +1,251 @@
+"""The numbered event log: the relay's copying, reading by cursor, and projections.
+
+Positions are dense and given by the one relay that holds the row lock of ``feed.head``; a copy is
+unique by (source, event id), so that a relay that died between its two transactions copies nothing
+twice. Source: DESIGN section 5, "Events".
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol, cast
+
+import asyncpg  # pyright: ignore[reportMissingTypeStubs]
+from sqlalchemy import select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from dflare.kit import feed_tables
+from dflare.kit.db import Database
+from dflare.kit.errors import GoneError
+from dflare.kit.tables import KitTables
+from dflare.kit.telemetry import log
+
+COPY_BATCH = 1_000
+READ_BATCH = 500
+CHANNEL = "dflare_feed"
+
+_COPIED = (
+    "type",
+    "organization_id",
+    "project_id",
+    "site_id",
+    "resource_kind",
+    "resource_id",
+    "resource_version",
+    "operation_id",
+    "at",
+    "data",
+)
+
+
+@dataclass(frozen=True)
+class FeedEntry:
+    """One numbered event as read from the log."""
+
+    position: int
+    source: str
+    event_id: str
+    type: str
+    organization_id: str | None
+    project_id: str | None
+    site_id: str | None
+    resource_kind: str
+    resource_id: str
+    resource_version: int
+    operation_id: str | None
+    at: datetime
+    data: dict[str, Any]
+
+
+async def copy_events(database: Database, kit: KitTables) -> int:
+    """Copy one batch of a schema's unrelayed events into the log; returns how many were read.
+
+    Two transactions, in this order: append to the log, then mark the source.
+    """
+    event = kit.event
+    async with database.transaction(kit.schema) as session:
+        rows = (
+            (
+                await session.execute(
+                    select(event)
+                    .where(~event.c.relayed)
+                    .order_by(event.c.ordinal)
+                    .limit(COPY_BATCH)
+                )
+            )
+            .mappings()
+            .all()
+        )
+    if not rows:
+        return 0
+    ids = [row["id"] for row in rows]
+    async with database.transaction("feed") as session:
+        await _append(session, kit.schema, rows, ids)
+    async with database.transaction(kit.schema) as session:
+        await session.execute(update(event).where(event.c.id.in_(ids)).values(relayed=True))
+    return len(rows)
+
+
+async def _append(
+    session: AsyncSession, source: str, rows: Sequence[Any], ids: Sequence[str]
+) -> None:
+    log_table, head = feed_tables.log, feed_tables.head
+    position = (
+        await session.execute(select(head.c.position).where(head.c.id == 1).with_for_update())
+    ).scalar_one()
+    known = set(
+        await session.scalars(
+            select(log_table.c.event_id).where(
+                log_table.c.source == source, log_table.c.event_id.in_(ids)
+            )
+        )
+    )
+    fresh = [row for row in rows if row["id"] not in known]
+    if not fresh:
+        return
+    await session.execute(
+        insert(log_table),
+        [
+            {
+                "position": position + offset,
+                "source": source,
+                "event_id": row["id"],
+                **{name: row[name] for name in _COPIED},
+            }
+            for offset, row in enumerate(fresh, start=1)
+        ],
+    )
+    await session.execute(update(head).where(head.c.id == 1).values(position=position + len(fresh)))
+    await session.execute(text(f"NOTIFY {CHANNEL}"))
+
+
+async def head_position(database: Database) -> int:
+    """The position of the newest event; 0 for an empty log."""
+    async with database.transaction("feed_reader") as session:
+        return (await session.execute(select(feed_tables.head.c.position))).scalar_one()
+
+
+async def read_feed(
+    database: Database,
+    after: int,
+    *,
+    types: frozenset[str] | None = None,
+    limit: int = READ_BATCH,
+) -> tuple[list[FeedEntry], int]:
+    """Events behind position ``after`` and the position to continue from.
+
+    Raises:
+        GoneError: events behind ``after`` were removed by retention; start from a snapshot.
+    """
+    table, head = feed_tables.log, feed_tables.head
+    async with database.transaction("feed_reader") as session:
+        newest, floor = (await session.execute(select(head.c.position, head.c.floor))).one()
+        if after < floor:
+            raise GoneError(
+                f"events up to position {floor} are no longer kept",
+                next_step="Read the resources anew (GET), then subscribe without a cursor.",
+                snapshot="/v1/operations",
+            )
+        query = select(table).where(table.c.position > after, table.c.position <= newest)
+        if types is not None:
+            query = query.where(table.c.type.in_(types))
+        rows = (
+            (await session.execute(query.order_by(table.c.position).limit(limit))).mappings().all()
+        )
+    entries = [FeedEntry(**cast("dict[str, Any]", dict(row))) for row in rows]
+    return entries, entries[-1].position if len(entries) == limit else newest
+
+
+class Projection(Protocol):
+    """A read model fed by events. ``apply`` must be idempotent by resource version."""
+
+    name: str
+    kit: KitTables
+    types: frozenset[str]
+
+    async def apply(self, session: AsyncSession, entries: Sequence[FeedEntry]) -> None:
+        """Fold ``entries``, in order, within the transaction that also moves the cursor."""
+        ...
+
+
+async def advance(database: Database, projection: Projection) -> int:
+    """Fold one batch; returns how many events were applied. Safe to run in several processes."""
+    cursor = projection.kit.feed_cursor
+    async with database.transaction(projection.kit.schema) as session:
+        before = (
+            await session.scalar(
+                select(cursor.c.position).where(cursor.c.consumer == projection.name)
+            )
+        ) or 0
+    entries, position = await read_feed(database, before, types=projection.types)
+    if position == before:
+        return 0
+    async with database.transaction(projection.kit.schema) as session:
+        await session.execute(
+            insert(cursor).values(consumer=projection.name, position=0).on_conflict_do_nothing()
+        )
+        moved = await session.execute(
+            update(cursor)
+            .where(cursor.c.consumer == projection.name, cursor.c.position == before)
+            .values(position=position)
+            .returning(cursor.c.position)
+        )
+        if moved.first() is None:
+            return 0
+        await projection.apply(session, entries)
+    return len(entries)
+
+
+# asyncpg ships no complete types; its edge is here.
+_connect = cast("Any", asyncpg).connect
+
+
+class FeedSignal:
+    """Wakes the process's readers when the relay has appended; falls back to a slow poll."""
+
+    def __init__(self, postgres_url: str) -> None:
+        self._url = postgres_url
+        self._event = asyncio.Event()
+
+    async def wait(self, timeout_s: float) -> None:
+        """Return at the next append, or after ``timeout_s``."""
+        event = self._event
+        try:
+            await asyncio.wait_for(event.wait(), timeout_s)
+        except TimeoutError:
+            return
+
+    def _woken(self, *_: object) -> None:
+        event, self._event = self._event, asyncio.Event()
+        event.set()
+
+    async def run(self) -> None:
+        """Listen until cancelled; connects again after a lost connection."""
+        while True:
+            try:
+                connection = await _connect(self._url)
+                try:
+                    await connection.add_listener(CHANNEL, self._woken)
+                    while not connection.is_closed():
+                        await asyncio.sleep(1)
+                        await connection.execute("SELECT 1")
+                finally:
+                    await connection.close(timeout=2)
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+                log.warning("feed_signal_lost", error=str(error))
+                await asyncio.sleep(1)
+
+
+async def run_projection(database: Database, signal: FeedSignal, projection: Projection) -> None:
+    """Keep a projection current until cancelled."""
+    while True:
+        try:
+            applied = await advance(database, projection)
+        except Exception as error:
+            log.exception("projection_failed", projection=projection.name, error=str(error))
+            await asyncio.sleep(1)
+            continue
+        if applied == 0:
+            await signal.wait(1.0)

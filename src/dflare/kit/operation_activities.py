@@ -1,0 +1,165 @@
+"""The interpreter's activities: how a workflow reads and moves the stored operation.
+
+Every service that can be ordered registers these on its own queue. Each is one transaction that
+checks the operation's attempt, so that a zombie workflow moves nothing.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from dflare.kit import operation_calls as calls
+from dflare.kit.clock import Clock, hardware_timeout_s
+from dflare.kit.db import Database
+from dflare.kit.errors import StaleAttemptError
+from dflare.kit.operations import change_operation, lock_operation, set_step
+from dflare.kit.plan import OperationState, Plan
+from dflare.kit.tables import KitTables
+from dflare.kit.telemetry import span
+
+
+@dataclass(frozen=True)
+class OperationActivities:
+    """Bound to one ordering service's schema; ``speed`` is that of the site's clock."""
+
+    database: Database
+    kit: KitTables
+    clock: Clock
+    speed: float = 1.0
+
+    def all(self) -> list[Callable[..., Awaitable[Any]]]:
+        """The activities to register on the service's queue."""
+
+        @activity.defn(name=calls.LOAD)
+        async def load(ref: calls.OperationRef) -> calls.OperationView:
+            return await _fenced(self.load(ref))
+
+        @activity.defn(name=calls.BEGIN_STEP)
+        async def begin_step(begin: calls.BeginStep) -> calls.StepBegun:
+            return await _fenced(self.begin_step(begin))
+
+        @activity.defn(name=calls.END_STEP)
+        async def end_step(end: calls.EndStep) -> None:
+            await _fenced(self.end_step(end))
+
+        @activity.defn(name=calls.RETARGET)
+        async def retarget(change: calls.Retarget) -> None:
+            await _fenced(self.retarget(change))
+
+        @activity.defn(name=calls.FINISH)
+        async def finish(end: calls.Finish) -> None:
+            await _fenced(self.finish(end))
+
+        return [load, begin_step, end_step, retarget, finish]
+
+    async def load(self, ref: calls.OperationRef) -> calls.OperationView:
+        """Read the operation and set it running, unless it is being undone."""
+        with span("operation.load", operation_id=ref.operation_id, attempt=ref.attempt):
+            async with self.database.transaction(self.kit.schema) as session:
+                row = await lock_operation(session, self.kit, ref.operation_id, ref.attempt)
+                if row["state"] == OperationState.PENDING:
+                    row = await change_operation(
+                        session, self.kit, row, self.clock.now(), state=OperationState.RUNNING
+                    )
+        return calls.OperationView(
+            plan=Plan.model_validate(row["plan"]),
+            targets=tuple(row["targets"]),
+            position=row["position"],
+            undoing=row["state"] == OperationState.UNDOING,
+            cancelled=row["cancel_requested"],
+            reason=row["reason"],
+            generation=row["generation"],
+            organization_id=row["organization_id"],
+            project_id=row["project_id"],
+            site_id=row["site_id"],
+            resource_id=row["resource_id"],
+            trace=row["trace"],
+        )
+
+    async def begin_step(self, begin: calls.BeginStep) -> calls.StepBegun:
+        """Mark a step as running (or undoing) and say what to do."""
+        now = self.clock.now()
+        async with self.database.transaction(self.kit.schema) as session:
+            ref = begin.ref
+            row = await lock_operation(session, self.kit, ref.operation_id, ref.attempt)
+            steps = Plan.model_validate(row["plan"]).steps
+            step = steps[begin.index]
+            committed = any(s.commit for s in steps[: begin.index])
+            deadline_s = step.undo_deadline_s if begin.undoing else step.deadline_s
+            answer = calls.StepBegun(
+                action="cancel"
+                if row["cancel_requested"] and not begin.undoing and not committed
+                else "run",
+                targets=tuple(row["targets"]) if step.on == "nodes" else (row["resource_id"],),
+                deadline_at=now + timedelta(seconds=hardware_timeout_s(deadline_s, self.speed)),
+            )
+            if answer.action == "run":
+                await set_step(
+                    session,
+                    self.kit,
+                    ref.operation_id,
+                    begin.index,
+                    state="undoing" if begin.undoing else "running",
+                    started_at=now,
+                    total=len(answer.targets),
+                )
+                state = OperationState.UNDOING if begin.undoing else OperationState.RUNNING
+                values: dict[str, Any] = {"position": begin.index} if begin.undoing else {}
+                await change_operation(session, self.kit, row, now, state=state, **values)
+        return answer
+
+    async def end_step(self, end: calls.EndStep) -> None:
+        """Record progress or the end of a step."""
+        now = self.clock.now()
+        async with self.database.transaction(self.kit.schema) as session:
+            ref = end.ref
+            row = await lock_operation(session, self.kit, ref.operation_id, ref.attempt)
+            await set_step(
+                session,
+                self.kit,
+                ref.operation_id,
+                end.index,
+                state=end.state,
+                done=end.done,
+                failed=end.failed,
+                message=end.message,
+                finished_at=None if end.state == "running" else now,
+            )
+            values: dict[str, Any] = {"position": end.index + 1} if end.advance else {}
+            await change_operation(session, self.kit, row, now, **values)
+
+    async def retarget(self, change: calls.Retarget) -> None:
+        """Replace targets. Repeating it changes nothing."""
+        async with self.database.transaction(self.kit.schema) as session:
+            ref = change.ref
+            row = await lock_operation(session, self.kit, ref.operation_id, ref.attempt)
+            kept = [t for t in row["targets"] if t not in change.removed]
+            added = [t for t in change.added if t not in kept]
+            await change_operation(session, self.kit, row, self.clock.now(), targets=kept + added)
+
+    async def finish(self, end: calls.Finish) -> None:
+        """End the operation, or hand it to an operator."""
+        with span("operation.finish", operation_id=end.ref.operation_id, state=end.state):
+            async with self.database.transaction(self.kit.schema) as session:
+                ref = end.ref
+                row = await lock_operation(session, self.kit, ref.operation_id, ref.attempt)
+                await change_operation(
+                    session,
+                    self.kit,
+                    row,
+                    self.clock.now(),
+                    state=end.state,
+                    reason=end.reason,
+                )
+
+
+async def _fenced(call: Awaitable[Any]) -> Any:
+    """A stale attempt ends its workflow instead of being retried."""
+    try:
+        return await call
+    except StaleAttemptError as error:
+        raise ApplicationError(str(error), type="StaleAttempt", non_retryable=True) from error

@@ -1,0 +1,46 @@
+"""Pages of lists: an opaque cursor and a bounded limit."""
+
+import base64
+import binascii
+from typing import Annotated, Generic, TypeVar
+
+from fastapi import Query
+from pydantic import BaseModel
+
+from dflare.kit.errors import InvalidError
+
+MAX_LIMIT = 500
+
+T = TypeVar("T")
+
+Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Items a page")]
+Cursor = Annotated[str | None, Query(description="`next_cursor` of the page before")]
+
+
+class Page(BaseModel, Generic[T]):
+    """One page; ``next_cursor`` is null on the last."""
+
+    items: list[T]
+    next_cursor: str | None = None
+
+
+def encode_cursor(last_key: str) -> str:
+    """The cursor that continues behind the item with ``last_key``."""
+    return base64.urlsafe_b64encode(last_key.encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str | None) -> str | None:
+    """The key to continue behind.
+
+    Raises:
+        InvalidError: it is not a cursor that this API gave.
+    """
+    if cursor is None:
+        return None
+    try:
+        return base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
+    except (binascii.Error, UnicodeDecodeError) as error:
+        raise InvalidError(
+            "the cursor is not one that this API gave",
+            next_step="Start again without `cursor`.",
+        ) from error

@@ -1,0 +1,87 @@
+"""The one place that renders errors as problem+json (RFC 9457)."""
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from starlette.exceptions import HTTPException
+
+from dflare.kit.errors import TYPE_BASE, ProblemError
+from dflare.kit.telemetry import log
+
+MEDIA_TYPE = "application/problem+json"
+
+
+def render(document: dict[str, Any], headers: dict[str, str] | None = None) -> JSONResponse:
+    """A problem document as a response."""
+    return JSONResponse(document, document["status"], headers, MEDIA_TYPE)
+
+
+def _document(status: int, slug: str, title: str, detail: str, next_step: str) -> dict[str, Any]:
+    return {
+        "type": TYPE_BASE + slug,
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "next_step": next_step,
+        "retryable": status == 503,
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers of ``app``."""
+
+    async def on_problem(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, ProblemError)
+        headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
+        return render(error.document(), headers)
+
+    async def on_validation(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        faults = [
+            {"where": ".".join(str(part) for part in fault["loc"]), "message": fault["msg"]}
+            for fault in error.errors()
+        ]
+        document = _document(
+            422,
+            "invalid",
+            "Invalid input",
+            "; ".join(f"{fault['where']}: {fault['message']}" for fault in faults),
+            "Correct the fields named and repeat.",
+        )
+        return render({**document, "errors": faults})
+
+    async def on_http(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        return render(
+            _document(
+                error.status_code,
+                "http",
+                str(error.detail),
+                str(error.detail),
+                "See the API's description at /v1/openapi.json.",
+            ),
+            dict(error.headers or {}),
+        )
+
+    async def on_database(_: Request, error: Exception) -> JSONResponse:
+        log.error("database_error", error=str(error)[:500])
+        return render(
+            _document(
+                503,
+                "store-unavailable",
+                "A store does not answer",
+                "The database did not answer; nothing was changed.",
+                "Repeat with the same Idempotency-Key; an operator looks with `dflare doctor`.",
+            ),
+            {"Retry-After": "2"},
+        )
+
+    app.add_exception_handler(ProblemError, on_problem)
+    app.add_exception_handler(RequestValidationError, on_validation)
+    app.add_exception_handler(HTTPException, on_http)
+    for kind in (InterfaceError, OperationalError, PoolTimeoutError, OSError):
+        app.add_exception_handler(kind, on_database)

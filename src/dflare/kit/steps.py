@@ -1,0 +1,242 @@
+"""Steps: what an acting service implements, and the one runner that makes it safe to repeat.
+
+A step loads in one transaction, acts with none open, and records what it observed in another. The
+runner skips targets with a recorded outcome, fences off zombies, heartbeats, and gives tests their
+three points to cut at. Source: DESIGN sections 4.7 and 4.8.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+from temporalio import activity
+
+from dflare.kit.clock import Clock
+from dflare.kit.db import Database
+from dflare.kit.errors import StaleAttemptError
+from dflare.kit.operations import save_outcomes
+from dflare.kit.plan import StepCall, StepReport
+from dflare.kit.tables import KitTables
+from dflare.kit.telemetry import span
+
+Loaded = TypeVar("Loaded")
+
+CutPoint = Literal["before_call", "after_call", "after_record"]
+CutHook = Callable[[CutPoint, StepCall], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was observed of one target. ``pending`` is not recorded and is asked for again.
+
+    ``observed`` is kept with the outcome; ``result`` is an id handed back to the interpreter.
+    """
+
+    state: Literal["done", "failed", "pending"]
+    reason: str = ""
+    observed: dict[str, Any] = field(default_factory=dict[str, Any])
+    result: str = ""
+
+
+DONE = Outcome("done")
+
+
+class Step(Protocol, Generic[Loaded]):
+    """One verb of an acting service. ``name`` is that of the plan, ``network.attach@1``."""
+
+    name: str
+
+    async def load(self, session: AsyncSession, call: StepCall, targets: list[str]) -> Loaded:
+        """Read (and, where intent must precede the act, write) in a transaction of the schema."""
+        ...
+
+    async def act(self, call: StepCall, loaded: Loaded, targets: list[str]) -> dict[str, Outcome]:
+        """Do it to the outside world, with no transaction open, re-entrantly.
+
+        Returns an outcome for every target and comes back before ``call.deadline_at``; stragglers
+        are ``pending``. It may raise for a transient fault of the whole batch.
+        """
+        ...
+
+    async def record(
+        self, session: AsyncSession, call: StepCall, loaded: Loaded, outcomes: dict[str, Outcome]
+    ) -> None:
+        """Write what was observed to the service's own rows, in the outcomes' transaction."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepRunner:
+    """Runs the steps of one service as Temporal activities.
+
+    ``cut`` is called at the three points of DESIGN section 9; tests raise there.
+    """
+
+    database: Database
+    kit: KitTables
+    clock: Clock
+    heartbeat_s: float = 10.0
+    cut: CutHook | None = None
+
+    def activity(self, step: Step[Any]) -> Callable[[StepCall], Awaitable[StepReport]]:
+        """The Temporal activity of ``step``."""
+
+        @activity.defn(name=step.name)
+        async def run_step(call: StepCall) -> StepReport:
+            beating = asyncio.create_task(self._beat())
+            try:
+                return await self.run(step, call, activity.info().attempt)
+            finally:
+                beating.cancel()
+
+        return run_step
+
+    async def _beat(self) -> None:
+        while True:
+            activity.heartbeat()
+            await asyncio.sleep(self.heartbeat_s / 3)
+
+    async def run(self, step: Step[Any], call: StepCall, activity_attempt: int) -> StepReport:
+        """Run ``step`` once for ``call``; what the activity does, callable without Temporal.
+
+        Raises:
+            StaleAttemptError: a newer attempt of the operation or of the activity exists.
+        """
+        with span(
+            f"step {step.name}",
+            operation_id=call.operation_id,
+            carrier=dict(call.trace) or None,
+            batch=call.batch,
+            targets=len(call.targets),
+            attempt=call.attempt,
+            activity_attempt=activity_attempt,
+        ):
+            async with self.database.transaction(self.kit.schema) as session:
+                await self._raise_fence(session, call, activity_attempt)
+                finished = await self._finished(session, call)
+                todo = [target for target in call.targets if target not in finished]
+                loaded = await step.load(session, call, todo) if todo else None
+            await self._cut("before_call", call)
+            outcomes = await step.act(call, loaded, todo) if todo else {}
+            await self._cut("after_call", call)
+            if outcomes:
+                await self._record(step, call, activity_attempt, loaded, outcomes)
+            await self._cut("after_record", call)
+            return _report(call, {**finished, **outcomes})
+
+    async def _cut(self, point: CutPoint, call: StepCall) -> None:
+        if self.cut is not None:
+            await self.cut(point, call)
+
+    async def _record(
+        self,
+        step: Step[Any],
+        call: StepCall,
+        activity_attempt: int,
+        loaded: Any,
+        outcomes: dict[str, Outcome],
+    ) -> None:
+        async with self.database.transaction(self.kit.schema) as session:
+            await self._check_fence(session, call, activity_attempt)
+            await step.record(session, call, loaded, outcomes)
+            await save_outcomes(
+                session,
+                self.kit,
+                [
+                    _outcome_row(call, target, outcome, self.clock.now())
+                    for target, outcome in outcomes.items()
+                    if outcome.state != "pending"
+                ],
+            )
+
+    async def _raise_fence(
+        self, session: AsyncSession, call: StepCall, activity_attempt: int
+    ) -> None:
+        fence = self.kit.step_fence
+        key = {
+            "operation_id": call.operation_id,
+            "step": call.outcome_key,
+            "batch": call.batch,
+        }
+        mine = (call.attempt, activity_attempt)
+        await session.execute(
+            insert(fence)
+            .values(**key, attempt=call.attempt, activity_attempt=activity_attempt)
+            .on_conflict_do_nothing()
+        )
+        row = (
+            await session.execute(
+                select(fence.c.attempt, fence.c.activity_attempt).filter_by(**key).with_for_update()
+            )
+        ).one()
+        if tuple(row) > mine:
+            raise StaleAttemptError(f"{call.step} {call.batch}: {mine}, now {tuple(row)}")
+        if tuple(row) < mine:
+            await session.execute(
+                fence.update()
+                .filter_by(**key)
+                .values(attempt=call.attempt, activity_attempt=activity_attempt)
+            )
+
+    async def _check_fence(
+        self, session: AsyncSession, call: StepCall, activity_attempt: int
+    ) -> None:
+        fence = self.kit.step_fence
+        row = (
+            await session.execute(
+                select(fence.c.attempt, fence.c.activity_attempt)
+                .filter_by(operation_id=call.operation_id, step=call.outcome_key, batch=call.batch)
+                .with_for_update()
+            )
+        ).one()
+        if tuple(row) != (call.attempt, activity_attempt):
+            raise StaleAttemptError(f"{call.step} {call.batch}: superseded by {tuple(row)}")
+
+    async def _finished(self, session: AsyncSession, call: StepCall) -> Mapping[str, Outcome]:
+        table = self.kit.step_outcome
+        rows = await session.execute(
+            select(table.c.target, table.c.state, table.c.reason, table.c.observed).where(
+                table.c.operation_id == call.operation_id,
+                table.c.step == call.outcome_key,
+                table.c.target.in_(call.targets),
+            )
+        )
+        return {
+            row.target: Outcome(
+                row.state, row.reason, row.observed, row.observed.get("_result", "")
+            )
+            for row in rows
+        }
+
+
+def _outcome_row(call: StepCall, target: str, outcome: Outcome, now: datetime) -> dict[str, Any]:
+    observed = (
+        {**outcome.observed, "_result": outcome.result} if outcome.result else (outcome.observed)
+    )
+    return {
+        "operation_id": call.operation_id,
+        "step": call.outcome_key,
+        "target": target,
+        "state": outcome.state,
+        "reason": outcome.reason,
+        "observed": observed,
+        "at": now,
+    }
+
+
+def _report(call: StepCall, outcomes: Mapping[str, Outcome]) -> StepReport:
+    by_state = {
+        state: tuple(t for t in call.targets if outcomes[t].state == state)
+        for state in ("done", "pending", "failed")
+    }
+    return StepReport(
+        done=by_state["done"],
+        pending=by_state["pending"],
+        failed={target: outcomes[target].reason for target in by_state["failed"]},
+        results={t: outcomes[t].result for t in by_state["done"] if outcomes[t].result},
+    )

@@ -1,0 +1,1 @@
+"""The services: each owns a schema and is known to the others by its ``contract`` alone."""
