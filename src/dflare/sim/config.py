@@ -99,10 +99,16 @@ class EthernetSwitch(_Strict):
 
 
 class UfmManager(_Strict):
-    """The InfiniBand fabric manager; every InfiniBand port of the file belongs to its fabric."""
+    """The InfiniBand fabric manager; every InfiniBand port of the file belongs to its fabric.
+
+    ``default_membership`` is the setting of that name in the manager's ``gv.cfg``, which no REST
+    call changes: how ports that nobody configured are in 0x7fff. ``full`` lets everyone reach
+    everyone.
+    """
 
     name: str
     address: str
+    default_membership: Literal["full", "limited"] = "full"
 
 
 class HardwareTimes(_Strict):
