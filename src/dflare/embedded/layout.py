@@ -69,6 +69,15 @@ class Layout:
         return self.secrets / "postgres-password"
 
     @property
+    def simulator_log(self) -> Path:
+        return self.simulator / "truth.jsonl"
+
+    @property
+    def device_ca_file(self) -> Path:
+        """Written by the simulator beside its log."""
+        return self.simulator / "ca.pem"
+
+    @property
     def site_file(self) -> Path:
         return self.root / "site.yaml"
 
@@ -80,8 +89,9 @@ class Layout:
         return self.logs / f"{component}.log"
 
     def create(self) -> None:
-        """Makes the directories; `secrets` is closed to everybody but its owner."""
+        """Makes the directories; `run` (it has URLs with passwords) and `secrets` are closed."""
         self.root.mkdir(parents=True, exist_ok=True)
-        for directory in (self.postgres, self.temporal, self.simulator, self.logs, self.run):
+        for directory in (self.postgres, self.temporal, self.simulator, self.logs):
             directory.mkdir(exist_ok=True)
-        self.secrets.mkdir(mode=0o700, exist_ok=True)
+        for directory in (self.run, self.secrets):
+            directory.mkdir(mode=0o700, exist_ok=True)

@@ -168,10 +168,15 @@ class _Connection(Protocol):
     def terminate(self) -> None: ...
 
 
-async def answers(url: str) -> bool:
-    """Whether the server at `url` answers `SELECT 1` within two seconds."""
+async def answers(url: str, *, even_without_database: bool = False) -> bool:
+    """Whether the server at `url` answers `SELECT 1` within two seconds.
+
+    A server that says the database does not exist yet answers too when `even_without_database`.
+    """
     try:
         connection = await _connect(url)
+    except asyncpg.InvalidCatalogNameError:
+        return even_without_database
     except _REFUSALS:
         return False
     try:

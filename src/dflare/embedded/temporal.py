@@ -1,5 +1,6 @@
 """The embedded Temporal server: its command line and its readiness."""
 
+import asyncio
 import shutil
 import sysconfig
 from dataclasses import dataclass
@@ -81,3 +82,17 @@ def program() -> Path:
             "(`make .venv` does it)."
         )
     return Path(found)
+
+
+async def outside_server_answers(address: str, namespace: str) -> bool:
+    """Whether a Temporal server that somebody else runs answers its health check."""
+    # The client is large; a start with the embedded server does without it.
+    from temporalio.client import Client
+    from temporalio.service import RPCError
+
+    try:
+        async with asyncio.timeout(3):
+            client = await Client.connect(address, namespace=namespace)
+            return await client.service_client.check_health()
+    except (RPCError, RuntimeError, OSError, TimeoutError):
+        return False

