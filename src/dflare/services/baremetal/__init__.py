@@ -1,0 +1,1 @@
+"""Sites, racks, nodes and their physical state."""

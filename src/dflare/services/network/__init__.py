@@ -1,0 +1,1 @@
+"""Isolation: VRFs, VLANs, VNIs, PKeys, and what the fabrics were seen to hold."""

@@ -1,0 +1,1 @@
+"""Operations, sagas, allocations, claims, quota counters and placement."""

@@ -1,0 +1,119 @@
+"""What other services know of orchestrator: wishes, reservations, plans, lifecycle enums.
+
+Steps acted by orchestrator (all on queue ``orchestrator``): ``confirm@1`` (undo ``end@1``),
+``hand_over@1`` (the commit step), ``release@1``, ``end@1``, ``replace@1``.
+
+Events emitted: ``allocation.changed`` (data: ``AllocationFacts``), ``claim.changed``.
+Events consumed: ``node.declared``, ``node.state_changed``, ``site.declared``, ``quota.changed``,
+``operation.changed``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dflare.kit.plan import Plan
+
+
+class AllocationState(StrEnum):
+    """A node's membership in an order, for the whole tenancy."""
+
+    HELD = "held"
+    CONFIRMED = "confirmed"
+    RELEASING = "releasing"
+    ENDED = "ended"
+
+
+class _Contract(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AllocationFacts(_Contract):
+    """Data of ``allocation.changed``. ``usage_from``/``usage_to`` bound what is billed, UTC wall
+    time: from hand-over to the request of release. ``version`` rises with every change."""
+
+    allocation_id: str
+    version: int
+    state: AllocationState
+    node_id: str
+    node_name: str
+    node_type: str
+    gpus: int
+    site_id: str
+    organization_id: str
+    project_id: str
+    cluster_id: str
+    pool: str
+    operation_id: str
+    epoch: int
+    usage_from: datetime | None = None
+    usage_to: datetime | None = None
+
+
+class PoolWish(_Contract):
+    """So many nodes of a type for one node pool."""
+
+    pool: str
+    node_type: str
+    count: int = Field(ge=1, le=8192)
+
+
+class Wishes(_Contract):
+    """What an order needs. The hold lives ``ttl_s`` of wall time unless it is confirmed."""
+
+    organization_id: str
+    project_id: str
+    site_id: str
+    cluster_id: str
+    pools: tuple[PoolWish, ...]
+    ttl_s: float = 120
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One node chosen for an order. ``epoch`` is the node's counter as of this reservation."""
+
+    allocation_id: str
+    node_id: str
+    node_name: str
+    pool: str
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """The answer to wishes: the nodes held, the plan to store, why these nodes."""
+
+    placed: tuple[Placed, ...]
+    plan: Plan
+    explanation: str
+    expires_at: datetime
+
+
+class Orchestrator(Protocol):
+    """The synchronous part. Everything else is steps and events."""
+
+    async def reserve(self, operation_id: str, wishes: Wishes) -> Reservation:
+        """Place, allocate, claim and count the quota in one transaction; idempotent by operation.
+
+        Raises:
+            ConflictError subclasses ``CapacityError`` (how many are missing and why the others are
+            not free), ``QuotaError`` (limit, used, wanted), ``UnknownNodeTypeError`` (which exist).
+        """
+        ...
+
+    async def preview(self, wishes: Wishes) -> Reservation:
+        """The same answer, or refusal, with nothing held."""
+        ...
+
+    def plan(self, saga: str) -> Plan:
+        """The present plan of a saga by name, such as ``delete_cluster``; pure."""
+        ...
+
+    async def nodes_of(self, cluster_id: str) -> Sequence[Placed]:
+        """The live allocations of a cluster, for the targets of its release."""
+        ...
