@@ -25,6 +25,7 @@ from dflare.site.values import (
     Price,
     VlanRange,
     VniRange,
+    Whole,
     refusal,
 )
 
@@ -50,7 +51,7 @@ class GpuVendor(StrEnum):
 class SiteModel(BaseModel):
     """Base of every part of the document: frozen, unknown keys refused, ``null`` never a number."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class Credential(SiteModel):
@@ -93,7 +94,7 @@ class PrefixPool(SiteModel):
     """An IPv4 prefix that is cut into subnets of one size; a cluster gets one subnet."""
 
     cidr: Prefix = Field(description="The prefix, without host bits, as 10.64.0.0/12.")
-    subnet_prefix_length: int = Field(
+    subnet_prefix_length: Whole = Field(
         ge=8,
         le=30,
         description="Length of the subnet handed to one cluster: 24 gives 254 addresses.",
@@ -125,7 +126,7 @@ class Pools(SiteModel):
     prefixes: tuple[PrefixPool, ...] = Field(
         min_length=1, description="IPv4 prefixes for tenants' subnets."
     )
-    cooldown_s: int = Field(
+    cooldown_s: Whole = Field(
         default=300,
         ge=0,
         le=86_400,
@@ -202,15 +203,15 @@ class GpuSet(SiteModel):
 
     vendor: GpuVendor = Field(description="Maker of the accelerators.")
     model: Label = Field(description="Model as shown to tenants.")
-    count: int = Field(ge=1, le=64, description="Accelerators in one server.")
-    memory_gib: int = Field(ge=1, description="Memory of one accelerator.")
+    count: Whole = Field(ge=1, le=64, description="Accelerators in one server.")
+    memory_gib: Whole = Field(ge=1, description="Memory of one accelerator.")
 
 
 class Cpu(SiteModel):
     """The processors of one server."""
 
-    cores: int = Field(ge=1, description="Cores of all sockets together.")
-    sockets: int = Field(default=2, ge=1, le=16, description="Processor sockets.")
+    cores: Whole = Field(ge=1, description="Cores of all sockets together.")
+    sockets: Whole = Field(default=2, ge=1, le=16, description="Processor sockets.")
 
 
 class DiskKind(StrEnum):
@@ -224,7 +225,7 @@ class Disk(SiteModel):
     """A local drive that every server of a type has."""
 
     name: Label = Field(description="Device name, as nvme0n1.")
-    size_gib: int = Field(ge=1, description="Size of the drive.")
+    size_gib: Whole = Field(ge=1, description="Size of the drive.")
     kind: DiskKind = Field(default=DiskKind.NVME, description="nvme or sata.")
 
 
@@ -238,11 +239,11 @@ class NodeType(SiteModel):
         default=None, description="Accelerators; left out for servers without."
     )
     cpu: Cpu = Field(description="Processors.")
-    memory_gib: int = Field(ge=1, description="Main memory.")
+    memory_gib: Whole = Field(ge=1, description="Main memory.")
     disks: tuple[Disk, ...] = Field(
         min_length=1, description="Local drives, the first holds the system."
     )
-    infiniband_rails: int = Field(
+    infiniband_rails: Whole = Field(
         default=0, ge=0, le=16, description="InfiniBand ports of each server, one to a rail."
     )
     price_per_node_hour: Price = Field(
@@ -275,7 +276,7 @@ class EthernetPort(SiteModel):
     mac: Mac = Field(description="MAC address.")
     switch: Name = Field(description="Ethernet switch at the cable's end.")
     port: PortName = Field(description="Port of that switch.")
-    speed_gbps: int = Field(default=100, ge=1, description="Speed of the link.")
+    speed_gbps: Whole = Field(default=100, ge=1, description="Speed of the link.")
 
 
 class InfinibandPort(SiteModel):
@@ -283,7 +284,9 @@ class InfinibandPort(SiteModel):
 
     name: Label = Field(description="Device name in the server, as mlx5_0.")
     guid: Guid = Field(description="Port GUID, 16 hexadecimal digits.")
-    rail: int = Field(ge=0, le=15, description="Rail number; GPU r of each server talks on rail r.")
+    rail: Whole = Field(
+        ge=0, le=15, description="Rail number; GPU r of each server talks on rail r."
+    )
     switch: Name = Field(description="InfiniBand switch at the cable's end.")
     port: PortName = Field(description="Port of that switch.")
 
@@ -294,7 +297,7 @@ class Node(SiteModel):
     name: Name = Field(description="Name, unique in the site.")
     type: Name = Field(description="Name of its node type.")
     rack: Name = Field(description="Name of its rack.")
-    position: int = Field(ge=1, description="Place in the rack, counted from 1.")
+    position: Whole = Field(ge=1, description="Place in the rack, counted from 1.")
     vendor: ServerVendor | None = Field(
         default=None, description="Vendor, where not the node type's."
     )

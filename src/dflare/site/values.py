@@ -5,13 +5,15 @@ The site loader shows message and hint beside line and key.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from ipaddress import IPv4Network
-from typing import Annotated, Final
+from typing import Annotated, Final, cast
 
 from pydantic import (
     BeforeValidator,
+    Field,
     PlainSerializer,
     StringConstraints,
     WithJsonSchema,
@@ -26,7 +28,7 @@ _PRICE_DECIMALS: Final = 6
 
 _DECIMAL_RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 _HEXADECIMAL_RANGE = re.compile(r"0x([0-9a-fA-F]{1,4})(?:-0x([0-9a-fA-F]{1,4}))?")
-_PORT_RANGE = re.compile(r"([A-Za-z][A-Za-z0-9/._]*?)([0-9]+)-([0-9]+)")
+_PORT_RANGE = re.compile(r"([A-Za-z][A-Za-z0-9/._]*?)(0|[1-9][0-9]*)-([1-9][0-9]*)")
 _PORT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9/._]{0,31}")
 _ENDPOINT = re.compile(
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})"
@@ -71,7 +73,8 @@ def _ordered(first: int, last: int, written: str) -> NumberRange:
     return NumberRange(first, last)
 
 
-def _vlan_range(value: object) -> object:
+def read_vlan_range(value: object) -> object:
+    """Read ``100-199`` or ``100`` within 2 to 4094; raises ``PydanticCustomError``."""
     parsed = _decimal_range(value)
     if isinstance(parsed, NumberRange) and (parsed.first <= 1 or parsed.last > VLAN_LAST):
         raise refusal(
@@ -81,7 +84,8 @@ def _vlan_range(value: object) -> object:
     return parsed
 
 
-def _vni_range(value: object) -> object:
+def read_vni_range(value: object) -> object:
+    """Read ``10000-29999`` within the 24 bits of RFC 7348; raises ``PydanticCustomError``."""
     parsed = _decimal_range(value)
     if isinstance(parsed, NumberRange) and (parsed.first < 1 or parsed.last > VNI_LAST):
         raise refusal(
@@ -91,7 +95,12 @@ def _vni_range(value: object) -> object:
     return parsed
 
 
-def _pkey_range(value: object) -> object:
+def read_pkey_range(value: object) -> object:
+    """Read ``0x0010-0x7ffe``; raises ``PydanticCustomError``.
+
+    A PKey has 15 bits and a membership bit; 0 is invalid and 0x7fff the default partition
+    (InfiniBand Architecture Specification volume 1, section 10.9).
+    """
     if isinstance(value, NumberRange):
         return value
     found = _HEXADECIMAL_RANGE.fullmatch(_text(value))
@@ -133,20 +142,26 @@ def expand_ports(value: object) -> object:
     if not isinstance(value, list | tuple):
         return value
     names: list[object] = []
-    for item in value:  # pyright: ignore[reportUnknownVariableType]  # elements are checked below
-        names.extend(_expand_port(item))  # pyright: ignore[reportUnknownArgumentType]
+    for item in cast("Sequence[object]", value):  # Elements are checked one by one below.
+        names.extend(_expand_port(item))
         if len(names) > _PORTS_AT_MOST:
             raise refusal(
                 f"a switch with more than {_PORTS_AT_MOST} ports",
                 "check the ends of the port range",
             )
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise refusal(f"port {twice} stands twice", "name every front port once")
     return tuple(names)
 
 
 def _expand_port(item: object) -> list[object]:
     found = _PORT_RANGE.fullmatch(item) if isinstance(item, str) else None
     if found is None:
-        return [item]
+        name = read_port_name(item)
+        if not isinstance(name, str):
+            raise refusal(f"{item!r} is no port name", 'write names or ranges: ["swp1-64"]')
+        return [name]
     first, last = int(found[2]), int(found[3])
     if last < first or last - first >= _PORTS_AT_MOST:
         raise refusal(f"{item} is no port range", 'write it as "swp1-64", the lower number first')
@@ -179,7 +194,8 @@ def compress_ports(names: tuple[str, ...]) -> list[str]:
     return written
 
 
-def _port_name(value: object) -> object:
+def read_port_name(value: object) -> object:
+    """Read a switch port's name; digits alone may come as a number."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if isinstance(value, str) and not _PORT_NAME.fullmatch(value):
@@ -187,7 +203,8 @@ def _port_name(value: object) -> object:
     return value
 
 
-def _endpoint(value: object) -> object:
+def read_endpoint(value: object) -> object:
+    """Read ``host:port``, in lower case; raises ``PydanticCustomError``."""
     if not isinstance(value, str):
         return value
     found = _ENDPOINT.fullmatch(value)
@@ -202,7 +219,8 @@ def split_endpoint(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _mac(value: object) -> object:
+def read_mac(value: object) -> object:
+    """Read a unicast MAC address as lower-case pairs; raises ``PydanticCustomError``."""
     if not isinstance(value, str):
         return value
     normal = value.lower().replace("-", ":")
@@ -215,7 +233,8 @@ def _mac(value: object) -> object:
     return normal
 
 
-def _guid(value: object) -> object:
+def read_guid(value: object) -> object:
+    """Read a port GUID as 16 lower-case hexadecimal digits; raises ``PydanticCustomError``."""
     text = _text(value).lower().removeprefix("0x").replace(":", "")
     if not _GUID.fullmatch(text):
         raise refusal(f"{value!r} is no GUID", 'write 16 hexadecimal digits: "0002c903000a0b0c"')
@@ -224,7 +243,8 @@ def _guid(value: object) -> object:
     return text
 
 
-def _price(value: object) -> object:
+def read_price(value: object) -> object:
+    """Read an amount of money, which must be text so that no float rounds it."""
     if isinstance(value, Decimal):
         return value
     if not isinstance(value, str):
@@ -244,7 +264,8 @@ def _price(value: object) -> object:
     return price
 
 
-def _network(value: object) -> object:
+def read_network(value: object) -> object:
+    """Read an IPv4 prefix without host bits; raises ``PydanticCustomError``."""
     if isinstance(value, IPv4Network):
         return value
     try:
@@ -266,57 +287,68 @@ def _digits_as_text(value: object) -> object:
 
 NAME_PATTERN: Final = r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$"
 
+Whole = Annotated[int, Field(strict=True)]
 Name = Annotated[
-    str, BeforeValidator(_digits_as_text), StringConstraints(pattern=NAME_PATTERN, max_length=63)
+    str,
+    BeforeValidator(_digits_as_text),
+    StringConstraints(pattern=NAME_PATTERN),
+    WithJsonSchema({"type": ["string", "integer"], "pattern": NAME_PATTERN}),
 ]
 Label = Annotated[
-    str, BeforeValidator(_digits_as_text), StringConstraints(min_length=1, max_length=128)
+    str,
+    BeforeValidator(_digits_as_text),
+    StringConstraints(min_length=1, max_length=128),
+    WithJsonSchema({"type": ["string", "integer"], "minLength": 1, "maxLength": 128}),
 ]
 PortName = Annotated[
-    str, BeforeValidator(_port_name), WithJsonSchema({"type": "string", "examples": ["swp1"]})
+    str,
+    BeforeValidator(read_port_name),
+    WithJsonSchema({"type": ["string", "integer"], "examples": ["swp1"]}),
 ]
 Endpoint = Annotated[
     str,
-    BeforeValidator(_endpoint),
+    BeforeValidator(read_endpoint),
     WithJsonSchema({"type": "string", "pattern": r":[0-9]{1,5}$", "examples": ["10.0.0.5:443"]}),
 ]
 Mac = Annotated[
     str,
-    BeforeValidator(_mac),
+    BeforeValidator(read_mac),
     WithJsonSchema({"type": "string", "pattern": "^([0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}$"}),
 ]
 Guid = Annotated[
     str,
-    BeforeValidator(_guid),
-    WithJsonSchema({"type": "string", "pattern": "^(0x)?([0-9A-Fa-f]{2}:?){7}[0-9A-Fa-f]{2}$"}),
+    BeforeValidator(read_guid),
+    WithJsonSchema(
+        {"type": ["string", "integer"], "pattern": "^(0x)?([0-9A-Fa-f]{2}:?){7}[0-9A-Fa-f]{2}$"}
+    ),
 ]
 VlanRange = Annotated[
     NumberRange,
-    BeforeValidator(_vlan_range),
+    BeforeValidator(read_vlan_range),
     PlainSerializer(write_decimal_range, return_type=str),
     WithJsonSchema({"type": ["string", "integer"], "pattern": "^[0-9]+(-[0-9]+)?$"}),
 ]
 VniRange = Annotated[
     NumberRange,
-    BeforeValidator(_vni_range),
+    BeforeValidator(read_vni_range),
     PlainSerializer(write_decimal_range, return_type=str),
     WithJsonSchema({"type": ["string", "integer"], "pattern": "^[0-9]+(-[0-9]+)?$"}),
 ]
 PkeyRange = Annotated[
     NumberRange,
-    BeforeValidator(_pkey_range),
+    BeforeValidator(read_pkey_range),
     PlainSerializer(write_pkey_range, return_type=str),
     WithJsonSchema({"type": "string", "pattern": "^0x[0-9a-fA-F]{1,4}(-0x[0-9a-fA-F]{1,4})?$"}),
 ]
 Price = Annotated[
     Decimal,
-    BeforeValidator(_price),
+    BeforeValidator(read_price),
     PlainSerializer(str, return_type=str),
     WithJsonSchema({"type": "string", "pattern": r"^[0-9]+(\.[0-9]{1,6})?$"}),
 ]
 Prefix = Annotated[
     IPv4Network,
-    BeforeValidator(_network),
+    BeforeValidator(read_network),
     PlainSerializer(str, return_type=str),
     WithJsonSchema({"type": "string", "examples": ["10.64.0.0/12"]}),
 ]
