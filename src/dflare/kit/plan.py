@@ -42,8 +42,9 @@ class PlannedStep(_Contract):
     targets are the operation's nodes or the ordered resource alone. ``deadline_s`` is in seconds of
     the site's clock. ``undo`` is the step that takes it back, on the same service's queue; a step
     without one says why beside its declaration. After the ``commit`` step an order can no longer be
-    cancelled. Targets that fail a ``replaceable`` step are replaced from the pool; targets that fail a
-    step with a ``quarantine`` step are handed to that and the operation goes on (a release must).
+    cancelled. Targets that fail a ``replaceable`` step are replaced from the pool; targets that
+    fail a step with a ``quarantine`` step are handed to that and the operation goes on (a release
+    must).
     """
 
     name: str = Field(pattern=r"^[a-z]+\.[a-z_]+@[1-9][0-9]*$")
