@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ from dflare.embedded.supervisor import clear_remains
 
 UP_TIMEOUT_S = 120.0
 DOWN_TIMEOUT_S = 90.0
-OUTSIDE_STORE_PATIENCE_S = 10.0
+OUTSIDE_STORE_PATIENCE_S = 5.0
 POLL_S = 0.1
 
 
@@ -118,7 +119,7 @@ def purge(layout: Layout) -> list[Path]:
 
 def _spawn(layout: Layout) -> subprocess.Popen[bytes]:
     with layout.log_file("supervisor").open("ab") as output:
-        return subprocess.Popen(  # noqa: S603 - this interpreter, no shell
+        process = subprocess.Popen(  # noqa: S603 - this interpreter, no shell
             [sys.executable, "-m", "dflare.embedded.supervisor", "--data-dir", str(layout.root)],
             cwd="/",
             stdin=subprocess.DEVNULL,
@@ -126,6 +127,9 @@ def _spawn(layout: Layout) -> subprocess.Popen[bytes]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    # A caller that outlives the supervisor must collect it, or it would stay as a zombie.
+    threading.Thread(target=process.wait, daemon=True).start()
+    return process
 
 
 def _wait_until_ready(
