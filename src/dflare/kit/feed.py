@@ -161,9 +161,20 @@ async def read_feed(
 class Projection(Protocol):
     """A read model fed by events. ``apply`` must be idempotent by resource version."""
 
-    name: str
-    kit: KitTables
-    types: frozenset[str]
+    @property
+    def name(self) -> str:
+        """What its cursor is stored under."""
+        ...
+
+    @property
+    def kit(self) -> KitTables:
+        """The kit's tables of its schema."""
+        ...
+
+    @property
+    def types(self) -> frozenset[str]:
+        """The event types that it folds."""
+        ...
 
     async def apply(self, session: AsyncSession, entries: Sequence[FeedEntry]) -> None:
         """Fold ``entries``, in order, within the transaction that also moves the cursor."""

@@ -47,9 +47,12 @@ DONE = Outcome("done")
 
 
 class Step(Protocol, Generic[Loaded]):
-    """One verb of an acting service. ``name`` is that of the plan, ``network.attach@1``."""
+    """One verb of an acting service."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Its name in plans, such as ``network.attach@1``."""
+        ...
 
     async def load(self, session: AsyncSession, call: StepCall, targets: list[str]) -> Loaded:
         """Read (and, where intent must precede the act, write) in a transaction of the schema."""

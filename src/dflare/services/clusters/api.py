@@ -1,0 +1,414 @@
+"""HTTP API of clusters, SSH keys and user data."""
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from dflare.kit.errors import InvalidError
+from dflare.kit.etag import etag_of
+from dflare.kit.idempotency import RequestKey, request_key
+from dflare.kit.pagination import Cursor, Limit, Page, decode_cursor, encode_cursor
+from dflare.services.auth.contract import Authorizer, Principal, ProjectRef
+from dflare.services.clusters.service import ClusterOrder, ClusterService, ClusterView
+from dflare.services.clusters.service_keys import KeyService
+from dflare.services.clusters.tables import SshKey, UserData
+from dflare.services.orchestrator.contract import PoolWish
+
+Name = Annotated[
+    str,
+    Field(
+        pattern=r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$",
+        description="Lower-case letters, digits and dashes; at most 63 (RFC 1035 label)",
+    ),
+]
+IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", max_length=200)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class PoolBody(_Body):
+    """A node pool: ``count`` nodes of ``node_type``."""
+
+    name: Name = "default"
+    node_type: str
+    count: int = Field(ge=1, le=8192)
+
+
+class ClusterBody(_Body):
+    """An order. ``site`` may be left out where there is one site; keys are names or ids."""
+
+    name: Name
+    kind: Literal["bare"] = "bare"
+    site: str | None = None
+    image: str = "default"
+    pools: list[PoolBody] = Field(min_length=1, max_length=32)
+    ssh_keys: list[str] = Field(default_factory=list[str], max_length=64)
+    user_data: str | None = None
+
+
+class PoolAnswer(BaseModel):
+    """A node pool."""
+
+    id: str
+    name: str
+    node_type: str
+    count: int
+
+
+class MemberAnswer(BaseModel):
+    """A node of a cluster."""
+
+    node_id: str
+    name: str
+    node_type: str
+    pool: str
+    allocation: str
+
+
+class ClusterAnswer(BaseModel):
+    """A cluster. ``nodes`` is filled when one cluster is asked for, not in lists."""
+
+    id: str
+    name: str
+    kind: str
+    organization_id: str
+    project_id: str
+    site_id: str
+    image: str
+    state: str
+    reason: str
+    since: datetime
+    deadline: datetime | None
+    pools: list[PoolAnswer]
+    nodes: list[MemberAnswer]
+    ssh_keys: list[str]
+    user_data: str | None
+    operation_id: str
+    placement: str
+    created_by: str
+    created_at: datetime
+    version: int
+
+
+class QuoteAnswer(BaseModel):
+    """What an order would get: nodes, why these, and the price an hour as a decimal string."""
+
+    dry_run: bool = True
+    nodes: list[str]
+    placement: str
+    price_per_hour: str
+    currency: str
+
+
+class SshKeyBody(_Body):
+    """An OpenSSH public key, one line."""
+
+    name: Name
+    public_key: str = Field(max_length=16_384)
+
+
+class SshKeyAnswer(BaseModel):
+    """An SSH key."""
+
+    id: str
+    name: str
+    public_key: str
+    fingerprint: str
+    created_by: str
+    created_at: datetime
+
+
+class UserDataBody(_Body):
+    """Cloud-init user data, at most 64 KiB."""
+
+    name: Name
+    text: str = Field(min_length=1, max_length=65_536)
+
+
+class UserDataAnswer(BaseModel):
+    """User data; ``text`` only when one is asked for."""
+
+    id: str
+    name: str
+    sha256: str
+    size_bytes: int
+    created_by: str
+    created_at: datetime
+    text: str | None = None
+
+
+def cluster_answer(view: ClusterView) -> ClusterAnswer:
+    """A cluster as the API shows it."""
+    cluster = view.cluster
+    return ClusterAnswer(
+        **{
+            name: getattr(cluster, name)
+            for name in ClusterAnswer.model_fields
+            if name not in {"pools", "nodes", "user_data", "placement"}
+        },
+        pools=[
+            PoolAnswer(id=p.id, name=p.name, node_type=p.node_type, count=p.count)
+            for p in view.pools
+        ],
+        nodes=[
+            MemberAnswer(
+                node_id=m.node_id,
+                name=m.node_name,
+                node_type=m.node_type,
+                pool=m.pool,
+                allocation=m.state,
+            )
+            for m in view.members
+        ],
+        user_data=cluster.user_data_id,
+        placement=cluster.explanation,
+    )
+
+
+def _order(body: ClusterBody) -> ClusterOrder:
+    names = [pool.name for pool in body.pools]
+    if len(set(names)) != len(names):
+        raise InvalidError("two pools have the same name", next_step="Name each pool differently.")
+    return ClusterOrder(
+        name=body.name,
+        kind=body.kind,
+        site=body.site,
+        image=body.image,
+        pools=tuple(
+            PoolWish(pool=p.name, node_type=p.node_type, count=p.count) for p in body.pools
+        ),
+        ssh_keys=tuple(body.ssh_keys),
+        user_data=body.user_data,
+    )
+
+
+async def _request_key(request: Request, caller: Principal, key: str | None) -> RequestKey:
+    route = f"{request.method} {request.url.path}"
+    return request_key(caller.subject, route, key, await request.body())
+
+
+def router(
+    clusters: ClusterService,
+    keys: KeyService,
+    authorizer: Authorizer,
+    principal: Callable[..., Awaitable[Principal]],
+) -> APIRouter:
+    """The routes, relative to ``/v1``. ``principal`` is the gateway's authentication."""
+    routes = APIRouter(tags=["clusters"])
+
+    def project_of(*, caller: Principal = Depends(principal), project: str) -> ProjectRef:
+        return authorizer.project(authorizer.scope(caller), project)
+
+    @routes.post(
+        "/projects/{project}/clusters",
+        status_code=202,
+        responses={200: {"model": QuoteAnswer, "description": "Answer of a dry run"}},
+    )
+    async def create_cluster(
+        *,
+        request: Request,
+        caller: Principal = Depends(principal),
+        project: ProjectRef = Depends(project_of),
+        body: ClusterBody,
+        key: IdempotencyKey = None,
+        dry_run: Annotated[bool, Query(description="Say what would happen")] = False,
+    ) -> JSONResponse:
+        """Order a cluster; answers with the operation to follow."""
+        if dry_run:
+            quote = await clusters.quote(caller, project, _order(body))
+            answer = QuoteAnswer(
+                nodes=[placed.node_name for placed in quote.reservation.placed],
+                placement=quote.reservation.explanation,
+                price_per_hour=str(quote.price_per_hour),
+                currency=quote.currency,
+            )
+            return JSONResponse(answer.model_dump(mode="json"), 200)
+        status, document = await clusters.create(
+            caller, project, _order(body), await _request_key(request, caller, key)
+        )
+        return _accepted(status, document)
+
+    @routes.get("/clusters")
+    async def list_all_clusters(
+        *,
+        caller: Principal = Depends(principal),
+        cursor: Cursor = None,
+        limit: Limit = 100,
+        deleted: bool = False,
+    ) -> Page[ClusterAnswer]:
+        """Clusters of all projects that the caller may read."""
+        return await _page(None, caller, cursor, limit, deleted)
+
+    @routes.get("/projects/{project}/clusters")
+    async def list_clusters(
+        *,
+        caller: Principal = Depends(principal),
+        project: ProjectRef = Depends(project_of),
+        cursor: Cursor = None,
+        limit: Limit = 100,
+        deleted: bool = False,
+    ) -> Page[ClusterAnswer]:
+        """Clusters of a project."""
+        return await _page(project, caller, cursor, limit, deleted)
+
+    async def _page(
+        project: ProjectRef | None,
+        caller: Principal,
+        cursor: str | None,
+        limit: int,
+        deleted: bool,
+    ) -> Page[ClusterAnswer]:
+        views = await clusters.list(caller, project, decode_cursor(cursor), limit, deleted=deleted)
+        more = encode_cursor(views[-1].cluster.id) if len(views) == limit else None
+        return Page(items=[cluster_answer(view) for view in views], next_cursor=more)
+
+    @routes.get("/projects/{project}/clusters/{cluster}")
+    async def show_cluster(
+        *,
+        response: Response,
+        caller: Principal = Depends(principal),
+        project: ProjectRef = Depends(project_of),
+        cluster: str,
+    ) -> ClusterAnswer:
+        """One cluster with its nodes, by id or name."""
+        view = await clusters.get(caller, project, cluster)
+        response.headers["ETag"] = etag_of(view.cluster.version)
+        return cluster_answer(view)
+
+    @routes.delete("/projects/{project}/clusters/{cluster}", status_code=202)
+    async def delete_cluster(
+        *,
+        request: Request,
+        caller: Principal = Depends(principal),
+        project: ProjectRef = Depends(project_of),
+        cluster: str,
+        key: IdempotencyKey = None,
+    ) -> JSONResponse:
+        """Release a cluster; usage ends with this request."""
+        status, document = await clusters.delete(
+            caller, project, cluster, await _request_key(request, caller, key)
+        )
+        return _accepted(status, document)
+
+    _ssh_key_routes(routes, keys, principal, project_of)
+    _user_data_routes(routes, keys, principal, project_of)
+    return routes
+
+
+def _accepted(status: int, document: dict[str, Any]) -> JSONResponse:
+    return JSONResponse(
+        document, status, {"Location": f"/v1/operations/{document['id']}"} if status == 202 else {}
+    )
+
+
+def _ssh_key_routes(
+    routes: APIRouter,
+    keys: KeyService,
+    principal: Callable[..., Awaitable[Principal]],
+    project_of: Callable[..., ProjectRef],
+) -> None:
+    def answer(row: SshKey) -> SshKeyAnswer:
+        return SshKeyAnswer.model_validate(row, from_attributes=True)
+
+    @routes.post("/projects/{project}/ssh-keys", status_code=201)
+    async def add_ssh_key(
+        *,
+        caller: Principal = Depends(principal),
+        project: ProjectRef = Depends(project_of),
+        body: SshKeyBody,
+    ) -> SshKeyAnswer:
+        """Add an SSH key."""
+        return answer(await keys.add_ssh_key(caller, project, body.name, body.public_key))
+
+    @routes.get("/projects/{project}/ssh-keys")
+    async def list_ssh_keys(
+        *,
+        caller: Principal = Depends(principal),
+        project: ProjectRef = Depends(project_of),
+        cursor: Cursor = None,
+        limit: Limit = 100,
+    ) -> Page[SshKeyAnswer]:
+        """SSH keys of a project."""
+        rows = await keys.list(caller, project, SshKey, decode_cursor(cursor), limit)
+        more = encode_cursor(rows[-1].id) if len(rows) == limit else None
+        return Page(items=[answer(row) for row in rows], next_cursor=more)
+
+    @routes.get("/projects/{project}/ssh-keys/{ssh_key}")
+    async def show_ssh_key(
+        *,
+        caller: Principal = Depends(principal),
+        project: ProjectRef = Depends(project_of),
+        ssh_key: str,
+    ) -> SshKeyAnswer:
+        """One SSH key, by id or name."""
+        return answer(await keys.get(caller, project, SshKey, ssh_key))
+
+    @routes.delete("/projects/{project}/ssh-keys/{ssh_key}", status_code=204)
+    async def delete_ssh_key(
+        *,
+        caller: Principal = Depends(principal),
+        project: ProjectRef = Depends(project_of),
+        ssh_key: str,
+    ) -> None:
+        """Remove an SSH key that no live cluster uses."""
+        await keys.delete(caller, project, SshKey, ssh_key)
+
+
+def _user_data_routes(
+    routes: APIRouter,
+    keys: KeyService,
+    principal: Callable[..., Awaitable[Principal]],
+    project_of: Callable[..., ProjectRef],
+) -> None:
+    def answer(row: UserData) -> UserDataAnswer:
+        return UserDataAnswer.model_validate(row, from_attributes=True)
+
+    @routes.post("/projects/{project}/user-data", status_code=201)
+    async def add_user_data(
+        *,
+        caller: Principal = Depends(principal),
+        project: ProjectRef = Depends(project_of),
+        body: UserDataBody,
+    ) -> UserDataAnswer:
+        """Add cloud-init user data."""
+        return answer(await keys.add_user_data(caller, project, body.name, body.text))
+
+    @routes.get("/projects/{project}/user-data")
+    async def list_user_data(
+        *,
+        caller: Principal = Depends(principal),
+        project: ProjectRef = Depends(project_of),
+        cursor: Cursor = None,
+        limit: Limit = 100,
+    ) -> Page[UserDataAnswer]:
+        """User data of a project, without texts."""
+        rows = await keys.list(caller, project, UserData, decode_cursor(cursor), limit)
+        more = encode_cursor(rows[-1].id) if len(rows) == limit else None
+        return Page(items=[answer(row) for row in rows], next_cursor=more)
+
+    @routes.get("/projects/{project}/user-data/{user_data}")
+    async def show_user_data(
+        *,
+        caller: Principal = Depends(principal),
+        project: ProjectRef = Depends(project_of),
+        user_data: str,
+    ) -> UserDataAnswer:
+        """One with its text, by id or name."""
+        row, text = await keys.user_data_text(caller, project, user_data)
+        return answer(row).model_copy(update={"text": text})
+
+    @routes.delete("/projects/{project}/user-data/{user_data}", status_code=204)
+    async def delete_user_data(
+        *,
+        caller: Principal = Depends(principal),
+        project: ProjectRef = Depends(project_of),
+        user_data: str,
+    ) -> None:
+        """Remove user data that no live cluster uses."""
+        await keys.delete(caller, project, UserData, user_data)

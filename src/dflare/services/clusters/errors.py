@@ -1,0 +1,33 @@
+"""Refusals of the clusters service."""
+
+from dflare.kit.errors import ConflictError, InvalidError
+
+
+class UnknownSiteError(InvalidError):
+    """The order names a site that does not exist."""
+
+    slug, title = "unknown-site", "Unknown site"
+
+
+class UnknownKeyError(InvalidError):
+    """The order names an SSH key or user data that the project does not have."""
+
+    slug, title = "unknown-reference", "Unknown reference"
+
+
+class InvalidKeyError(InvalidError):
+    """The text is not an OpenSSH public key."""
+
+    slug, title = "invalid-ssh-key", "Invalid SSH key"
+
+
+class ClusterBusyError(ConflictError):
+    """Another operation acts on the cluster."""
+
+    slug, title = "cluster-busy", "Cluster busy"
+
+
+class InUseError(ConflictError):
+    """A live cluster refers to the resource."""
+
+    slug, title = "in-use", "In use"

@@ -1,0 +1,488 @@
+"""Ordering and reading clusters."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, TypeVar
+
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from dflare.kit import idempotency, operations, outbox, telemetry
+from dflare.kit.clock import Clock
+from dflare.kit.db import Database
+from dflare.kit.errors import NameTakenError, ProblemError
+from dflare.kit.idempotency import Begun, RequestKey
+from dflare.kit.ids import new_id
+from dflare.kit.outbox import AuditRecord, Event
+from dflare.kit.plan import Plan
+from dflare.kit.seal import Sealer, get_secret
+from dflare.services.auth.contract import Authorizer, Principal, ProjectRef, Resource, Scope
+from dflare.services.clusters import repository
+from dflare.services.clusters.contract import ClusterDeclared, ClusterState
+from dflare.services.clusters.errors import ClusterBusyError, UnknownKeyError, UnknownSiteError
+from dflare.services.clusters.tables import KIT, Cluster, KnownSite, Member, NodePool, SshKey
+from dflare.services.clusters.tables import UserData as UserDataRow
+from dflare.services.orchestrator.contract import Orchestrator, PoolWish, Reservation, Wishes
+
+SCHEMA = "clusters"
+ORDER_DEADLINE = timedelta(hours=2)
+
+Row = TypeVar("Row", SshKey, UserDataRow)
+
+
+@dataclass(frozen=True)
+class ClusterOrder:
+    """What a tenant asks for. References are ids or names within the project."""
+
+    name: str
+    kind: str
+    site: str | None
+    image: str
+    pools: tuple[PoolWish, ...]
+    ssh_keys: tuple[str, ...]
+    user_data: str | None
+
+
+@dataclass(frozen=True)
+class Quote:
+    """The answer to a dry run: which nodes, why these, and the price an hour."""
+
+    reservation: Reservation
+    price_per_hour: Decimal
+    currency: str
+
+
+@dataclass(frozen=True)
+class ClusterView:
+    """A cluster with its pools and nodes."""
+
+    cluster: Cluster
+    pools: list[NodePool]
+    members: list[Member]
+
+
+@dataclass(frozen=True)
+class _Checked:
+    site: KnownSite
+    keys: list[SshKey]
+    user_data: UserDataRow | None
+
+
+def cluster_id_of(operation_id: str) -> str:
+    """The id of the cluster that a create operation makes: a repeat finds the same."""
+    return "clu_" + operation_id.partition("_")[2]
+
+
+def cluster_document(cluster: Cluster) -> dict[str, Any]:
+    """Public state of a cluster, the data of ``cluster.changed``."""
+    return {
+        "id": cluster.id,
+        "name": cluster.name,
+        "kind": cluster.kind,
+        "organization_id": cluster.organization_id,
+        "project_id": cluster.project_id,
+        "site_id": cluster.site_id,
+        "state": cluster.state,
+        "reason": cluster.reason,
+        "since": cluster.since.isoformat(),
+        "operation_id": cluster.operation_id,
+        "version": cluster.version,
+    }
+
+
+def cluster_event(cluster: Cluster, now: datetime) -> Event:
+    """``cluster.changed`` for a locked cluster."""
+    return Event(
+        type="cluster.changed",
+        resource_kind="cluster",
+        resource_id=cluster.id,
+        resource_version=cluster.version,
+        at=now,
+        data=cluster_document(cluster),
+        organization_id=cluster.organization_id,
+        project_id=cluster.project_id,
+        site_id=cluster.site_id,
+        operation_id=cluster.operation_id,
+    )
+
+
+def _with_request_time(plan: Plan, now: datetime) -> Plan:
+    """Usage ends at the request of release, so the plan carries its time."""
+    return plan.model_copy(
+        update={
+            "steps": tuple(
+                step.model_copy(update={"params": {**step.params, "requested_at": now.isoformat()}})
+                if step.name.startswith("orchestrator.release@")
+                else step
+                for step in plan.steps
+            )
+        }
+    )
+
+
+@dataclass(frozen=True)
+class ClusterService:
+    """Orders go to the orchestrator for nodes and leave as operations of this schema."""
+
+    database: Database
+    clock: Clock
+    sealer: Sealer
+    authorizer: Authorizer
+    orchestrator: Orchestrator
+
+    async def create(
+        self,
+        principal: Principal,
+        project: ProjectRef,
+        order: ClusterOrder,
+        request: RequestKey,
+    ) -> tuple[int, dict[str, Any]]:
+        """Order a cluster; returns status and the operation's document.
+
+        A repeat with the same key gives the same order, wherever the first try ended.
+
+        Raises:
+            ProblemError: refused; nothing is kept and the same key may try again.
+        """
+        scope = self.authorizer.scope(principal)
+        await self._may_create(principal, project)
+        begun = await idempotency.begin(self.database, KIT, request, self.clock.now())
+        if begun.answer is not None:
+            return begun.status or 202, begun.answer
+        with telemetry.span("clusters.create", operation_id=begun.operation_id):
+            try:
+                checked = await self._check(scope, project, order, begun.operation_id)
+                reservation = await self.orchestrator.reserve(
+                    begun.operation_id, self._wishes(project, order, checked, begun.operation_id)
+                )
+                return await self._store(principal, project, order, checked, reservation, begun)
+            except ProblemError:
+                await idempotency.forget(self.database, KIT, begun)
+                raise
+
+    async def quote(self, principal: Principal, project: ProjectRef, order: ClusterOrder) -> Quote:
+        """What ``create`` would do, with nothing held.
+
+        Raises:
+            ProblemError: the refusal that ``create`` would give.
+        """
+        scope = self.authorizer.scope(principal)
+        await self._may_create(principal, project)
+        operation_id = new_id("op")
+        checked = await self._check(scope, project, order, operation_id)
+        reservation = await self.orchestrator.preview(
+            self._wishes(project, order, checked, operation_id)
+        )
+        prices = {name: Decimal(price) for name, price in checked.site.node_types.items()}
+        return Quote(
+            reservation,
+            sum((prices[pool.node_type] * pool.count for pool in order.pools), Decimal(0)),
+            checked.site.currency,
+        )
+
+    async def _may_create(self, principal: Principal, project: ProjectRef) -> None:
+        wanted = Resource("cluster", "", project.organization_id, project.id)
+        await self.authorizer.check(principal, "cluster:create", wanted)
+
+    async def _check(
+        self, scope: Scope, project: ProjectRef, order: ClusterOrder, operation_id: str
+    ) -> _Checked:
+        async with self.database.transaction(SCHEMA) as session:
+            site = await repository.site(session, order.site)
+            if site is None:
+                names = [s.name for s in await repository.sites(session)]
+                raise UnknownSiteError(
+                    f"there is no site {order.site}" if order.site else "name a site",
+                    next_step=f"Sites are: {', '.join(names) or 'none yet; load one first'}.",
+                )
+            keys = [
+                await _reference(session, scope, SshKey, project, key) for key in order.ssh_keys
+            ]
+            user_data = (
+                await _reference(session, scope, UserDataRow, project, order.user_data)
+                if order.user_data
+                else None
+            )
+            if await repository.live_name_exists(
+                session, project.id, order.name, cluster_id_of(operation_id)
+            ):
+                raise _name_taken(order.name)
+        return _Checked(site, keys, user_data)
+
+    def _wishes(
+        self, project: ProjectRef, order: ClusterOrder, checked: _Checked, operation_id: str
+    ) -> Wishes:
+        return Wishes(
+            organization_id=project.organization_id,
+            project_id=project.id,
+            site_id=checked.site.site_id,
+            cluster_id=cluster_id_of(operation_id),
+            pools=order.pools,
+        )
+
+    async def _store(
+        self,
+        principal: Principal,
+        project: ProjectRef,
+        order: ClusterOrder,
+        checked: _Checked,
+        reservation: Reservation,
+        begun: Begun,
+    ) -> tuple[int, dict[str, Any]]:
+        now = self.clock.now()
+        cluster = _new_cluster(principal, project, order, checked, reservation, begun, now)
+        try:
+            async with self.database.transaction(SCHEMA) as session:
+                session.add(cluster)
+                session.add_all(
+                    NodePool(
+                        id=new_id("pool"),
+                        cluster_id=cluster.id,
+                        name=pool.pool,
+                        node_type=pool.node_type,
+                        count=pool.count,
+                    )
+                    for pool in order.pools
+                )
+                await session.flush()
+                await outbox.emit(
+                    session,
+                    KIT,
+                    [
+                        await self._declared(session, cluster, checked, now),
+                        cluster_event(cluster, now),
+                    ],
+                )
+                document = await self._store_operation(
+                    session,
+                    principal,
+                    cluster,
+                    "create_cluster",
+                    reservation.plan,
+                    [placed.node_id for placed in reservation.placed],
+                    begun,
+                )
+        except IntegrityError as error:
+            raise _name_taken(order.name) from error
+        return 202, document
+
+    async def _declared(
+        self, session: AsyncSession, cluster: Cluster, checked: _Checked, now: datetime
+    ) -> Event:
+        sealed: str | None = None
+        if checked.user_data is not None:
+            text = await get_secret(session, KIT, self.sealer, f"user_data/{checked.user_data.id}")
+            sealed = base64.b64encode(self.sealer.seal(f"user_data/{cluster.id}", text)).decode()
+        declared = ClusterDeclared(
+            cluster_id=cluster.id,
+            name=cluster.name,
+            organization_id=cluster.organization_id,
+            project_id=cluster.project_id,
+            site_id=cluster.site_id,
+            image=cluster.image,
+            ssh_keys=tuple(key.public_key for key in checked.keys),
+            user_data_sealed=sealed,
+        )
+        return Event(
+            type="cluster.declared",
+            resource_kind="cluster",
+            resource_id=cluster.id,
+            resource_version=cluster.version,
+            at=now,
+            data=declared.model_dump(mode="json"),
+            organization_id=cluster.organization_id,
+            project_id=cluster.project_id,
+            site_id=cluster.site_id,
+            operation_id=cluster.operation_id,
+        )
+
+    async def _store_operation(
+        self,
+        session: AsyncSession,
+        principal: Principal,
+        cluster: Cluster,
+        kind: str,
+        plan: Plan,
+        targets: Sequence[str],
+        begun: Begun,
+    ) -> dict[str, Any]:
+        now = self.clock.now()
+        new = operations.NewOperation(
+            id=begun.operation_id,
+            kind=kind,
+            organization_id=cluster.organization_id,
+            project_id=cluster.project_id,
+            site_id=cluster.site_id,
+            resource_kind="cluster",
+            resource_id=cluster.id,
+            plan=plan,
+            targets=targets,
+            created_by=principal.subject,
+            trace=telemetry.carrier(),
+        )
+        await operations.create_operation(session, KIT, new, now)
+        await outbox.record_audit(
+            session,
+            KIT,
+            AuditRecord(
+                at=now,
+                principal=principal.subject,
+                action=f"cluster:{kind.partition('_')[0]}",
+                resource_kind="cluster",
+                resource_id=cluster.id,
+                organization_id=cluster.organization_id,
+                project_id=cluster.project_id,
+                operation_id=new.id,
+            ),
+        )
+        row = await operations.lock_operation(session, KIT, new.id)
+        document = await operations.operation_document(session, KIT, row)
+        await idempotency.complete(session, KIT, begun, 202, document)
+        return document
+
+    async def delete(
+        self, principal: Principal, project: ProjectRef, reference: str, request: RequestKey
+    ) -> tuple[int, dict[str, Any]]:
+        """Order the release of a cluster; usage ends now.
+
+        Raises:
+            NotFoundError, ForbiddenError: as DESIGN section 5 says.
+            ClusterBusyError: it is being created or deleted.
+        """
+        view = await self.get(principal, project, reference)
+        await self.authorizer.check(principal, "cluster:delete", _resource(view.cluster))
+        begun = await idempotency.begin(self.database, KIT, request, self.clock.now())
+        if begun.answer is not None:
+            return begun.status or 202, begun.answer
+        placed = await self.orchestrator.nodes_of(view.cluster.id)
+        scope = self.authorizer.scope(principal)
+        try:
+            with telemetry.span("clusters.delete", operation_id=begun.operation_id):
+                async with self.database.transaction(SCHEMA) as session:
+                    cluster = await repository.lock_cluster(session, scope, view.cluster.id)
+                    _check_deletable(cluster)
+                    now = self.clock.now()
+                    cluster.state, cluster.since, cluster.reason = ClusterState.DELETING, now, ""
+                    cluster.deadline = now + ORDER_DEADLINE
+                    cluster.operation_id = begun.operation_id
+                    cluster.version += 1
+                    await session.flush()
+                    await outbox.emit(session, KIT, [cluster_event(cluster, now)])
+                    plan = _with_request_time(self.orchestrator.plan("delete_cluster"), now)
+                    document = await self._store_operation(
+                        session,
+                        principal,
+                        cluster,
+                        "delete_cluster",
+                        plan,
+                        [p.node_id for p in placed],
+                        begun,
+                    )
+        except ProblemError:
+            await idempotency.forget(self.database, KIT, begun)
+            raise
+        return 202, document
+
+    async def get(self, principal: Principal, project: ProjectRef, reference: str) -> ClusterView:
+        """A cluster by id or name.
+
+        Raises:
+            NotFoundError: none that the caller may read.
+        """
+        scope = self.authorizer.scope(principal)
+        async with self.database.transaction(SCHEMA) as session:
+            cluster = await repository.find(session, scope, Cluster, project.id, reference)
+            pools = await repository.pools_of(session, [cluster.id])
+            members = await repository.members_of(session, cluster.id)
+        await self.authorizer.check(principal, "cluster:read", _resource(cluster))
+        return ClusterView(cluster, pools, members)
+
+    async def list(
+        self,
+        principal: Principal,
+        project: ProjectRef | None,
+        after: str | None,
+        limit: int,
+        *,
+        deleted: bool = False,
+    ) -> list[ClusterView]:
+        """One page of clusters, in order of their ids."""
+        scope = self.authorizer.scope(principal)
+        async with self.database.transaction(SCHEMA) as session:
+            clusters = await repository.list_clusters(
+                session, scope, project.id if project else None, after, limit, deleted=deleted
+            )
+            pools = await repository.pools_of(session, [cluster.id for cluster in clusters])
+        allowed = await self.authorizer.readable(
+            principal, "cluster:read", [_resource(cluster) for cluster in clusters]
+        )
+        return [
+            ClusterView(cluster, [p for p in pools if p.cluster_id == cluster.id], [])
+            for cluster, may in zip(clusters, allowed, strict=True)
+            if may
+        ]
+
+
+def _new_cluster(
+    principal: Principal,
+    project: ProjectRef,
+    order: ClusterOrder,
+    checked: _Checked,
+    reservation: Reservation,
+    begun: Begun,
+    now: datetime,
+) -> Cluster:
+    return Cluster(
+        id=cluster_id_of(begun.operation_id),
+        organization_id=project.organization_id,
+        project_id=project.id,
+        site_id=checked.site.site_id,
+        name=order.name,
+        kind=order.kind,
+        image=order.image,
+        state=ClusterState.PENDING,
+        since=now,
+        deadline=now + ORDER_DEADLINE,
+        ssh_keys=[key.id for key in checked.keys],
+        user_data_id=checked.user_data.id if checked.user_data else None,
+        operation_id=begun.operation_id,
+        explanation=reservation.explanation,
+        created_by=principal.subject,
+        created_at=now,
+        version=1,
+    )
+
+
+def _check_deletable(cluster: Cluster) -> None:
+    state = ClusterState(cluster.state)
+    if state in {ClusterState.READY, ClusterState.FAILED}:
+        return
+    raise ClusterBusyError(
+        f"cluster {cluster.name} is {state}",
+        next_step=f"Cancel its operation first: dflare operation cancel {cluster.operation_id}"
+        if state in {ClusterState.PENDING, ClusterState.CREATING}
+        else f"Follow its release: dflare operation watch {cluster.operation_id}",
+    )
+
+
+def _resource(cluster: Cluster) -> Resource:
+    return Resource("cluster", cluster.id, cluster.organization_id, cluster.project_id)
+
+
+def _name_taken(name: str) -> NameTakenError:
+    return NameTakenError(
+        f"the project has a cluster named {name}",
+        next_step="Choose another name, or delete that cluster first.",
+    )
+
+
+async def _reference(
+    session: AsyncSession, scope: Scope, kind: type[Row], project: ProjectRef, reference: str
+) -> Row:
+    try:
+        return await repository.find(session, scope, kind, project.id, reference)
+    except ProblemError as error:
+        raise UnknownKeyError(error.detail, next_step=error.next_step) from error

@@ -1,0 +1,127 @@
+"""Tables of schema ``clusters``."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Index, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from dflare.kit.tables import ServiceBase, kit_tables, service_metadata
+
+
+class Base(ServiceBase):
+    """Base of this schema's mapped classes."""
+
+    __abstract__ = True
+    metadata = service_metadata("clusters")
+
+
+KIT = kit_tables(Base.metadata)
+
+
+class Cluster(Base):
+    """An ordered cluster. A name is unique in its project among those not deleted."""
+
+    __tablename__ = "cluster"
+    __table_args__ = (
+        Index(
+            "uq_cluster_live_name",
+            "project_id",
+            "name",
+            unique=True,
+            postgresql_where=text("state <> 'deleted'"),
+        ),
+        Index("ix_cluster_organization", "organization_id"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    organization_id: Mapped[str]
+    project_id: Mapped[str]
+    site_id: Mapped[str]
+    name: Mapped[str]
+    kind: Mapped[str]
+    image: Mapped[str]
+    state: Mapped[str]
+    reason: Mapped[str] = mapped_column(server_default="")
+    since: Mapped[datetime]
+    deadline: Mapped[datetime | None]
+    ssh_keys: Mapped[list[Any]]
+    user_data_id: Mapped[str | None]
+    operation_id: Mapped[str]
+    explanation: Mapped[str] = mapped_column(server_default="")
+    created_by: Mapped[str]
+    created_at: Mapped[datetime]
+    version: Mapped[int] = mapped_column(server_default="1")
+
+
+class NodePool(Base):
+    """So many nodes of one type in a cluster."""
+
+    __tablename__ = "node_pool"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    cluster_id: Mapped[str] = mapped_column(index=True)
+    name: Mapped[str]
+    node_type: Mapped[str]
+    count: Mapped[int]
+
+
+class SshKey(Base):
+    """A public key that a project's nodes can be entered with."""
+
+    __tablename__ = "ssh_key"
+    __table_args__ = (Index("uq_ssh_key_name", "project_id", "name", unique=True),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    organization_id: Mapped[str]
+    project_id: Mapped[str]
+    name: Mapped[str]
+    public_key: Mapped[str]
+    fingerprint: Mapped[str]
+    created_by: Mapped[str]
+    created_at: Mapped[datetime]
+    version: Mapped[int] = mapped_column(server_default="1")
+
+
+class UserData(Base):
+    """Cloud-init user data; its text is a sealed secret named ``user_data/<id>``."""
+
+    __tablename__ = "user_data"
+    __table_args__ = (Index("uq_user_data_name", "project_id", "name", unique=True),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    organization_id: Mapped[str]
+    project_id: Mapped[str]
+    name: Mapped[str]
+    sha256: Mapped[str]
+    size_bytes: Mapped[int]
+    created_by: Mapped[str]
+    created_at: Mapped[datetime]
+    version: Mapped[int] = mapped_column(server_default="1")
+
+
+class KnownSite(Base):
+    """Read model of ``site.declared``: what can be ordered where, at what price."""
+
+    __tablename__ = "known_site"
+
+    site_id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(index=True)
+    currency: Mapped[str]
+    node_types: Mapped[dict[str, Any]]
+    version: Mapped[int]
+
+
+class Member(Base):
+    """Read model of ``allocation.changed``: the nodes of a cluster."""
+
+    __tablename__ = "member"
+
+    allocation_id: Mapped[str] = mapped_column(primary_key=True)
+    cluster_id: Mapped[str] = mapped_column(index=True)
+    node_id: Mapped[str]
+    node_name: Mapped[str]
+    node_type: Mapped[str]
+    pool: Mapped[str]
+    state: Mapped[str]
+    version: Mapped[int]
