@@ -3,6 +3,10 @@
 A write answers before it works. It becomes a job that takes ``times.ufm_job_s`` simulated seconds,
 and a job that a fault makes late runs when its time has come, whatever happened meanwhile: it adds
 a port to a partition that was removed since and so makes the partition again, as in the field.
+
+Faults of jobs are looked up twice: as ``<manager>/<verb>/<pkey>`` (``ufm1/add/0x12``; the verbs are
+create, add, set, remove, delete and qos), then as ``<manager>``. So one kind of write can be made
+late alone.
 """
 
 from collections import OrderedDict
@@ -13,7 +17,7 @@ from enum import StrEnum
 from typing import Literal
 
 from dflare.sim.clock import SimClock
-from dflare.sim.faults import FaultPlan
+from dflare.sim.faults import Fault, FaultPlan
 from dflare.sim.truth import TruthLog
 
 DEFAULT_PKEY = 0x7FFF
@@ -93,6 +97,19 @@ class Change:
     ip_over_ib: bool | None = None
     qos: Qos | None = None
 
+    @property
+    def verb(self) -> str:
+        """What it does, in one word."""
+        if self.delete:
+            return "delete"
+        if self.create:
+            return "create"
+        if self.exact:
+            return "set"
+        if self.members:
+            return "add"
+        return "remove" if self.removed else "qos"
+
 
 class Partitions:
     """The manager's programmed state and its jobs."""
@@ -139,7 +156,7 @@ class Partitions:
         self.jobs[job.id] = job
         while len(self.jobs) > _KEPT_JOBS:
             self.jobs.popitem(last=False)
-        late = self._faults.hit("ufm_job_late", self.manager)
+        late = self._struck("ufm_job_late", change)
         took_s = self._job_s + (late.seconds(60) if late is not None else 0)
         if late is not None:
             self._log.append("ufm_job_late", self.manager, job=job.id, took_s=took_s)
@@ -155,6 +172,10 @@ class Partitions:
             if job.status is JobStatus.RUNNING:
                 job.status, job.updated = JobStatus.ABORTED, self._clock.utc()
 
+    def _struck(self, kind: str, change: Change) -> Fault | None:
+        narrow = f"{self.manager}/{change.verb}/{change.pkey:#x}"
+        return self._faults.hit(kind, narrow) or self._faults.hit(kind, self.manager)
+
     async def _later(self, job: Job, change: Change, took_s: float) -> None:
         await self._clock.sleep(took_s)
         self._finish(job, change)
@@ -163,7 +184,7 @@ class Partitions:
         if job.status is not JobStatus.RUNNING:
             return
         job.updated = self._clock.utc()
-        fault = self._faults.hit("ufm_job_fails", self.manager)
+        fault = self._struck("ufm_job_fails", change)
         if fault is not None:
             job.status = JobStatus.FAILED
             job.summary = str(fault.params.get("reason", "the subnet manager refused the change"))

@@ -313,12 +313,15 @@ class Switch:
         self._applied_id = revision.id
 
     def _program(self, wanted: Tree, revision: str | None) -> None:
-        """Write ``wanted`` into the hardware, less what a fault drops, and log what changed."""
+        """Write ``wanted`` into the hardware, less what a fault drops, and log what changed.
+
+        Without a revision the switch has booted, and then nothing is dropped.
+        """
         old_tree, old_view = self.programmed, self.view
         interfaces: Tree = dict(branch(wanted, "interface"))
         before = branch(old_tree, "interface")
         for port in self.ports:
-            if interfaces.get(port) == before.get(port):
+            if revision is None or interfaces.get(port) == before.get(port):
                 continue
             if self._faults.hit("nvue_drops_write", f"{self.name}/{port}") is None:
                 continue
