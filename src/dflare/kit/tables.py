@@ -125,6 +125,7 @@ def _operation(metadata: MetaData) -> Table:
         Column("attempt", Integer, nullable=False, server_default="1"),
         Column("plan", JSONB, nullable=False),
         Column("targets", JSONB, nullable=False),
+        Column("replacing", JSONB, nullable=False, server_default="{}"),
         Column("position", Integer, nullable=False, server_default="0"),
         Column("cancel_requested", Boolean, nullable=False, server_default="false"),
         Column("generation", Integer, nullable=False, server_default="1"),
