@@ -3,6 +3,7 @@
 An app learns which device is meant from ``scope["server"][0]``, the address that was connected to.
 """
 
+import asyncio
 import contextlib
 import errno
 import resource
@@ -32,7 +33,16 @@ class _DroppableProtocol(HttpToolsProtocol):
 
 
 class DeviceServer(uvicorn.Server):
-    """A server whose signals belong to the process, not to it."""
+    """A server whose signals belong to the process, not to it; ``ready`` once it accepts."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start accepting."""
+        await super().startup(sockets)
+        self.ready.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:

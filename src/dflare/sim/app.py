@@ -1,0 +1,105 @@
+"""The whole data center in one process: BMCs, switches, the InfiniBand manager, the control API."""
+
+import asyncio
+import logging
+import signal
+from pathlib import Path
+
+import orjson
+from starlette.types import ASGIApp
+
+from dflare.sim.certificates import server_context
+from dflare.sim.clock import SimClock
+from dflare.sim.config import SimConfig
+from dflare.sim.control import ControlApi
+from dflare.sim.fabric.state import Fabric
+from dflare.sim.faults import FaultPlan
+from dflare.sim.network import CabledNetwork
+from dflare.sim.redfish.app import RedfishApp
+from dflare.sim.server import device_server, listen, raise_file_limit
+from dflare.sim.truth import TruthLog
+from dflare.sim.world import World
+
+_FILES_A_DEVICE = 8
+_SPARE_FILES = 512
+_log = logging.getLogger("dflare.sim")
+
+
+async def run(config: SimConfig, log_file: Path, ready_file: Path | None) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    ``ca.pem`` beside ``log_file`` holds the certificate authority's certificate. ``ready_file``
+    appears, as JSON, when every address answers, and goes when the process ends.
+
+    Raises:
+        PortInUseError: an address of the file is taken.
+        OSError: a file cannot be written.
+    """
+    raise_file_limit(len(config.nodes) * _FILES_A_DEVICE + _SPARE_FILES)
+    clock = SimClock(config.speed)
+    truth = TruthLog(log_file, clock)
+    faults = FaultPlan(config.seed)
+    fabric = Fabric(config, clock, truth, faults)
+    world = World(config, clock, truth, faults, CabledNetwork(config, fabric))
+    control = ControlApi(world, fabric, clock, truth, faults)
+    devices = _device_apps(config, world, fabric)
+    ca_file = log_file.with_name("ca.pem")
+    context = server_context([a for _, sites in devices for a, _ in sites], ca_file)
+    sockets = [(app, listen(sites), context) for app, sites in devices]
+    control_sockets = listen([(config.control_address, config.control_port)])
+    servers = [
+        (device_server(app, tls), made)
+        for app, made, tls in (*sockets, (control.app(), control_sockets, None))
+    ]
+    serving = [asyncio.create_task(server.serve(made)) for server, made in servers]
+    try:
+        await asyncio.gather(*(server.ready.wait() for server, _ in servers))
+        _announce(ready_file, config, ca_file)
+        _log.info("ready: %d hosts, %d switches", len(config.nodes), len(config.switches))
+        await _until_told_to_stop()
+    finally:
+        for server, _ in servers:
+            server.should_exit = True
+        await asyncio.gather(*serving)
+        await world.stop()
+        await fabric.stop()
+        truth.close()
+        _withdraw(ready_file)
+
+
+def _device_apps(
+    config: SimConfig, world: World, fabric: Fabric
+) -> list[tuple[ASGIApp, list[tuple[str, int]]]]:
+    """The apps that devices speak through, each with the addresses of its devices."""
+    apps: list[tuple[ASGIApp, list[tuple[str, int]]]] = [
+        (RedfishApp(config, world), [(node.bmc_address, config.bmc_port) for node in config.nodes]),
+        (fabric.nvue_app(), [(switch.address, config.nvue_port) for switch in config.switches]),
+    ]
+    if config.ufm is not None:
+        apps.append((fabric.ufm_app(), [(config.ufm.address, config.ufm_port)]))
+    return apps
+
+
+async def _until_told_to_stop() -> None:
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    await told.wait()
+
+
+def _announce(ready_file: Path | None, config: SimConfig, ca_file: Path) -> None:
+    if ready_file is None:
+        return
+    document = {
+        "control_url": f"http://{config.control_address}:{config.control_port}",
+        "ca_file": str(ca_file.resolve()),
+    }
+    partial = ready_file.with_name(f"{ready_file.name}.part")
+    partial.write_bytes(orjson.dumps(document))
+    partial.replace(ready_file)
+
+
+def _withdraw(ready_file: Path | None) -> None:
+    if ready_file is not None:
+        ready_file.unlink(missing_ok=True)

@@ -1,0 +1,20 @@
+"""Finds the table of a vendor's personality."""
+
+from dflare.sim.config import Personality
+from dflare.sim.redfish.dell import DELL
+from dflare.sim.redfish.vendor import Vendor
+
+_TABLES: dict[Personality, Vendor] = {Personality.DELL: DELL}
+
+
+def personality_of(name: Personality) -> Vendor:
+    """The vendor's table.
+
+    Raises:
+        ValueError: the simulator has no such personality yet.
+    """
+    vendor = _TABLES.get(name)
+    if vendor is None:
+        known = ", ".join(sorted(_TABLES))
+        raise ValueError(f"the simulator has no personality {name.value!r} yet; it has: {known}")
+    return vendor
