@@ -1,0 +1,68 @@
+"""Tables of schema ``metering``."""
+
+from datetime import datetime
+from decimal import Decimal
+
+from sqlalchemy import Index, PrimaryKeyConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from dflare.kit.tables import ServiceBase, kit_tables, service_metadata
+
+
+class Base(ServiceBase):
+    """Base of this schema's mapped classes."""
+
+    __abstract__ = True
+    metadata = service_metadata("metering")
+
+
+KIT = kit_tables(Base.metadata)
+
+
+class LedgerEntry(Base):
+    """The usage of one allocation, projected from ``allocation.changed`` and idempotent by its
+    version. Times are UTC wall time; an interval without an end is still running."""
+
+    __tablename__ = "ledger_entry"
+    __table_args__ = (Index("ix_ledger_entry_project", "project_id", "usage_from"),)
+
+    allocation_id: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int]
+    organization_id: Mapped[str]
+    project_id: Mapped[str]
+    cluster_id: Mapped[str]
+    site_id: Mapped[str]
+    node_id: Mapped[str]
+    node_name: Mapped[str]
+    node_type: Mapped[str]
+    gpus: Mapped[int]
+    usage_from: Mapped[datetime]
+    usage_to: Mapped[datetime | None]
+
+
+class Price(Base):
+    """The price of a node type at a site from ``valid_from`` until a later row."""
+
+    __tablename__ = "price"
+    __table_args__ = (PrimaryKeyConstraint("site_id", "node_type", "valid_from"),)
+
+    site_id: Mapped[str]
+    node_type: Mapped[str]
+    valid_from: Mapped[datetime]
+    price_per_node_hour: Mapped[Decimal]
+    currency: Mapped[str]
+
+
+class Quota(Base):
+    """How many nodes of a type a project may hold at once."""
+
+    __tablename__ = "quota"
+    __table_args__ = (PrimaryKeyConstraint("project_id", "node_type"),)
+
+    project_id: Mapped[str]
+    organization_id: Mapped[str]
+    node_type: Mapped[str]
+    nodes: Mapped[int]
+    updated_by: Mapped[str]
+    updated_at: Mapped[datetime]
+    version: Mapped[int] = mapped_column(server_default="1")
