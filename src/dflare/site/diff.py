@@ -131,7 +131,7 @@ def _changes(old: object, new: object, path: KeyPath) -> Iterator[FieldChange]:
             other = right[i] if i < len(right) else None
             yield from _changes(one, other, (*path, i))
     else:
-        texts = _text(cast("object", old)), _text(cast("object", new))  # Neither narrowed above.
+        texts = _text(cast("object", old)), _text(new)  # Neither narrowed above.
         yield FieldChange(path_text(path), *texts)
 
 

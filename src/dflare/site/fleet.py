@@ -171,8 +171,9 @@ class _RowReader:
         cores = self._number(line, starts, "cpu_milli", cells, least=1000, most=10**7)
         memory = self._number(line, starts, "memory_mib", cells, least=1024, most=10**9)
         gpus = self._number(line, starts, "gpu", cells, least=0, most=_GPUS_AT_MOST)
-        self._model(line, starts["model"], cells["model"], gpus)
-        if len(self.problems) > before:
+        if gpus is not None:
+            self._model(line, starts["model"], cells["model"], gpus)
+        if cores is None or memory is None or gpus is None or len(self.problems) > before:
             return None
         return _Row(cells["sn"].lower(), cores // 1000, memory // 1024, gpus, cells["model"])
 
@@ -196,7 +197,7 @@ class _RowReader:
         *,
         least: int,
         most: int,
-    ) -> int:
+    ) -> int | None:
         written = cells[name]
         if _NUMBER.fullmatch(written) and least <= int(written) <= most:
             return int(written)
@@ -206,7 +207,7 @@ class _RowReader:
         elif _NUMBER.fullmatch(written):
             message = f"{written} is out of range"
         self.refuse(line, starts[name], name, message, f"write a number from {least} to {most}")
-        return least
+        return None
 
     def _model(self, line: int, column: int, model: str, gpus: int) -> None:
         if gpus == 0 and model:

@@ -15,7 +15,7 @@ from dflare.site.problems import KeyPath, SiteErrors, SiteProblem, did_you_mean,
 from dflare.site.tree import Tree, parse_tree, syntax_problem
 from dflare.site.values import NAME_PATTERN
 
-BYTES_AT_MOST: Final = 64 << 20
+BYTES_AT_MOST: Final = 32 << 20
 # Looking for the nearest name costs milliseconds in a large site: only the first findings get one.
 _NEAREST_NAMES_AT_MOST: Final = 200
 

@@ -17,6 +17,8 @@ from dflare.site.problems import KeyPath, SiteProblem, path_text
 _PLAIN: Final = "plain"
 _QUOTED: Final = "quoted"
 _COLLECTION: Final = "collection"
+_DEPTH_AT_MOST: Final = 32
+_VALUES_AT_MOST: Final = 4_000_000
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 _WORDS: Final[dict[str, bool | None]] = {
@@ -35,7 +37,13 @@ _WORDS: Final[dict[str, bool | None]] = {
 
 
 class _Composer(yaml.CSafeLoader):
-    """libyaml's composer; a tag tells only whether a scalar was quoted, which is all we need."""
+    """libyaml's composer; a tag tells only whether a scalar was quoted, which is all we need.
+
+    The composer calls itself for every level and would end the process on a text of brackets alone,
+    so the hooks that it calls around each node count the levels.
+    """
+
+    _depth = 0
 
     def resolve(self, kind: type, value: object, implicit: object) -> str:
         del value
@@ -43,9 +51,17 @@ class _Composer(yaml.CSafeLoader):
             return _COLLECTION
         return _PLAIN if isinstance(implicit, tuple) and implicit[0] else _QUOTED
 
-    def descend_resolver(self, current_node: object, current_index: object) -> None: ...
+    def descend_resolver(self, current_node: object, current_index: object) -> None:
+        self._depth += 1
+        if self._depth > _DEPTH_AT_MOST:
+            mark = current_node.start_mark if isinstance(current_node, yaml.Node) else None
+            raise yaml.MarkedYAMLError(
+                problem=f"nested deeper than {_DEPTH_AT_MOST} levels",
+                problem_mark=cast("yaml.Mark | None", mark),
+            )
 
-    def ascend_resolver(self) -> None: ...
+    def ascend_resolver(self) -> None:
+        self._depth -= 1
 
 
 @dataclass(frozen=True)
@@ -102,29 +118,38 @@ def syntax_problem(error: yaml.YAMLError) -> SiteProblem:
 class _Reader:
     def __init__(self) -> None:
         self.problems: list[SiteProblem] = []
-        self._done: dict[int, object] = {}
+        self._done: dict[int, tuple[object, int]] = {}
+        self._count = 0
         self._open: set[int] = set()
 
     def read(self, node: yaml.Node, path: KeyPath) -> object:
+        self._count += 1
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
         marker = id(node)
         if marker in self._done:
-            return self._done[marker]
+            value, size = self._done[marker]
+            self._count += size
+            if self._count > _VALUES_AT_MOST:
+                raise yaml.MarkedYAMLError(
+                    problem=f"aliases stand for more than {_VALUES_AT_MOST:,} values",
+                    problem_mark=cast("yaml.Mark", node.start_mark),
+                )
+            return value
         if marker in self._open:
             self._report(node, path, "an alias stands inside its own anchor", "write it out")
             return None
         if node.tag != _COLLECTION:
             self._report(node, path, f"tag {node.tag} is not known here", "leave the tag out")
         self._open.add(marker)
-        value: object
+        before = self._count
         if isinstance(node, yaml.MappingNode):
             value = self._mapping(node, path)
         else:
             items = cast("list[yaml.Node]", node.value)
             value = [self.read(item, (*path, i)) for i, item in enumerate(items)]
         self._open.discard(marker)
-        self._done[marker] = value
+        self._done[marker] = value, self._count - before
         return value
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, object]:
