@@ -21,7 +21,7 @@ from dflare.embedded.ports import PortTakenError, free_port
 from dflare.embedded.postgres import PostgresInitError, answers, program
 from dflare.embedded.state import SupervisorState, read_state
 from dflare.embedded.supervisor import LOW_DISK_BYTES
-from dflare.embedded.temporal import TemporalMissingError, outside_server_answers
+from dflare.embedded.temporal import TemporalMissingError, speaks_grpc
 from dflare.embedded.temporal import program as temporal_program
 
 LEAST_PYTHON = (3, 11)
@@ -248,7 +248,7 @@ async def _ask_stores(state: SupervisorState) -> dict[str, bool]:
         answers_of["postgres"] = await answers(url, even_without_database=True)
     if "temporal" in state.urls:
         address = state.urls["temporal"]
-        answers_of["temporal"] = await outside_server_answers(address, "default")
+        answers_of["temporal"] = await speaks_grpc(address)
     return answers_of
 
 

@@ -24,11 +24,7 @@ from dflare.embedded.ports import (
 )
 from dflare.embedded.postgres import PLATFORM_DATABASE, EmbeddedPostgres, PostgresInitError, answers
 from dflare.embedded.secret_files import ensure_master_key, ensure_password
-from dflare.embedded.temporal import (
-    EmbeddedTemporal,
-    TemporalMissingError,
-    outside_server_answers,
-)
+from dflare.embedded.temporal import EmbeddedTemporal, TemporalMissingError, speaks_grpc
 
 LEAST_DISK_BYTES = 200 * 1024**2
 
@@ -164,7 +160,7 @@ def _temporal(layout: Layout, options: UpOptions, ports: PortBook) -> _Store:
         return _Store(
             Component(
                 name="temporal",
-                ready=functools.partial(outside_server_answers, address, "default"),
+                ready=functools.partial(speaks_grpc, address),
                 advice="check the server and the host and port in --temporal-address",
             ),
             address,

@@ -12,6 +12,11 @@ from dflare.embedded.os_user import launch_prefix
 from dflare.embedded.ports import LOOPBACK
 
 NAMESPACE = "default"
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_SETTINGS_TYPE = 0x04
+_FRAME_HEADER_BYTES = 9
+_FRAME_TYPE_AT = 3
+_EMPTY_SETTINGS_FRAME = bytes((0, 0, 0, _SETTINGS_TYPE, 0, 0, 0, 0, 0))
 
 
 class TemporalMissingError(Exception):
@@ -84,15 +89,20 @@ def program() -> Path:
     return Path(found)
 
 
-async def outside_server_answers(address: str, namespace: str) -> bool:
-    """Whether a Temporal server that somebody else runs answers its health check."""
-    # The client is large; a start with the embedded server does without it.
-    from temporalio.client import Client
-    from temporalio.service import RPCError
-
+async def speaks_grpc(address: str) -> bool:
+    """Whether a server at `host:port` opens an HTTP/2 connection, as every gRPC server does
+    (RFC 9113, section 3.4: both sides begin with SETTINGS). It does not show that the namespace
+    exists. Temporal's own client is not used because it may abort a process that ends soon after.
+    """
+    host, _, port = address.rpartition(":")
     try:
         async with asyncio.timeout(3):
-            client = await Client.connect(address, namespace=namespace)
-            return await client.service_client.check_health()
-    except (RPCError, RuntimeError, OSError, TimeoutError):
+            reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+            try:
+                writer.write(_HTTP2_PREFACE + _EMPTY_SETTINGS_FRAME)
+                header = await reader.readexactly(_FRAME_HEADER_BYTES)
+            finally:
+                writer.close()
+    except (OSError, TimeoutError, ValueError, asyncio.IncompleteReadError):
         return False
+    return header[_FRAME_TYPE_AT] == _SETTINGS_TYPE
