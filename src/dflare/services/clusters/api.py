@@ -46,7 +46,7 @@ class ClusterBody(_Body):
     name: Name
     kind: Literal["bare"] = "bare"
     site: str | None = None
-    image: str = "default"
+    image: str = "base"
     pools: list[PoolBody] = Field(min_length=1, max_length=32)
     ssh_keys: list[str] = Field(default_factory=list[str], max_length=64)
     user_data: str | None = None

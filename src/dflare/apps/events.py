@@ -1,0 +1,275 @@
+"""Live events of the gateway: pages and a WebSocket, resumable by cursor.
+
+The log is read once per process and fanned out. Every event is checked against the subscriber's
+present scope when it is sent, so that a changed policy takes effect on open connections.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Depends, Query, WebSocket, WebSocketDisconnect
+from pydantic import BaseModel
+
+from dflare.kit.db import Database
+from dflare.kit.errors import GoneError, InvalidError, UnauthenticatedError
+from dflare.kit.feed import FeedEntry, FeedSignal, head_position, read_feed
+from dflare.kit.pagination import Limit, decode_cursor, encode_cursor
+from dflare.kit.telemetry import log
+from dflare.services.auth.contract import Authorizer, Principal, Scope
+
+KEPT = 10_000
+"""Newest events held in memory for subscribers; older ones are read from the log."""
+HEARTBEAT_S = 15.0
+CLOSE_UNAUTHENTICATED = 4401
+CLOSE_GONE = 4410
+
+
+class EventAnswer(BaseModel):
+    """One event. ``cursor`` continues behind it."""
+
+    cursor: str
+    type: str
+    resource_kind: str
+    resource_id: str
+    resource_version: int
+    operation_id: str | None
+    project_id: str | None
+    at: str
+    data: dict[str, Any]
+
+
+class EventPage(BaseModel):
+    """A page of events and the cursor to go on from, which is never null."""
+
+    items: list[EventAnswer]
+    next_cursor: str
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What a subscriber wants: prefixes of types, and one operation."""
+
+    prefixes: tuple[str, ...] = ()
+    operation_id: str | None = None
+
+    def takes(self, entry: FeedEntry, scope: Scope) -> bool:
+        """Whether ``entry`` passes and the scope covers it."""
+        return (
+            scope.covers(entry.organization_id, entry.project_id)
+            and (not self.prefixes or entry.type.startswith(self.prefixes))
+            and (self.operation_id is None or entry.operation_id == self.operation_id)
+        )
+
+
+def position_of(cursor: str | None, newest: int) -> int:
+    """The position behind which to go on; the newest for no cursor.
+
+    Raises:
+        InvalidError: the cursor is not one of this API.
+    """
+    if cursor is None:
+        return newest
+    text = decode_cursor(cursor)
+    if text is None or not text.isdecimal():
+        raise InvalidError(
+            "the cursor is not one that this API gave",
+            next_step="Subscribe without a cursor to start from now.",
+        )
+    return int(text)
+
+
+def answer(entry: FeedEntry) -> EventAnswer:
+    """An event as the API shows it."""
+    return EventAnswer(
+        cursor=encode_cursor(str(entry.position)),
+        type=entry.type,
+        resource_kind=entry.resource_kind,
+        resource_id=entry.resource_id,
+        resource_version=entry.resource_version,
+        operation_id=entry.operation_id,
+        project_id=entry.project_id,
+        at=entry.at.isoformat(),
+        data=entry.data,
+    )
+
+
+@dataclass
+class EventHub:
+    """Reads the log once for all subscribers of this process."""
+
+    database: Database
+    signal: FeedSignal
+    _kept: deque[FeedEntry] = field(default_factory=lambda: deque[FeedEntry](maxlen=KEPT))
+    _newest: int = 0
+    _oldest: int = 0
+    _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def run(self) -> None:
+        """Keep reading until cancelled."""
+        while True:
+            try:
+                if self._newest == 0:
+                    self._newest = self._oldest = await head_position(self.database)
+                entries, position = await read_feed(self.database, self._newest)
+            except Exception as error:
+                log.warning("event_hub_waits", error=str(error))
+                await asyncio.sleep(1)
+                continue
+            if position == self._newest:
+                await self.signal.wait(1.0)
+                continue
+            async with self._changed:
+                self._kept.extend(entries)
+                self._newest = position
+                if len(self._kept) == KEPT:
+                    self._oldest = self._kept[0].position - 1
+                self._changed.notify_all()
+
+    async def after(self, position: int) -> tuple[list[FeedEntry], int]:
+        """Events behind ``position`` and where to go on; waits up to a heartbeat for one.
+
+        Raises:
+            GoneError: retention removed them.
+        """
+        if position < self._oldest or self._newest == 0:
+            return await read_feed(self.database, position)
+        async with self._changed:
+            try:
+                await asyncio.wait_for(
+                    self._changed.wait_for(lambda: self._newest > position), HEARTBEAT_S
+                )
+            except TimeoutError:
+                return [], position
+            if position < self._oldest:
+                return [], position
+            fresh = [entry for entry in self._kept if entry.position > position]
+            return fresh, self._newest
+
+    async def newest(self) -> int:
+        """The position of the newest event of the log."""
+        return await head_position(self.database)
+
+
+def router(
+    hub: EventHub,
+    authorizer: Authorizer,
+    principal: Callable[..., Awaitable[Principal]],
+) -> APIRouter:
+    """``GET /events`` and the WebSocket of the same path, relative to ``/v1``."""
+    routes = APIRouter(tags=["events"])
+
+    @routes.get("/events")
+    async def list_events(
+        caller: Principal = Depends(principal),
+        cursor: str | None = None,
+        limit: Limit = 100,
+        types: Annotated[str, Query(description="Prefixes of types, by comma")] = "",
+        operation: str | None = None,
+    ) -> EventPage:
+        """A page of events behind a cursor (from the oldest kept for an empty one)."""
+        wanted = Filter(_prefixes(types), operation)
+        position = position_of(cursor, 0)
+        scope = authorizer.scope(caller)
+        found: list[FeedEntry] = []
+        while len(found) < limit:
+            entries, position = await read_feed(hub.database, position)
+            if not entries:
+                break
+            fitting = [entry for entry in entries if wanted.takes(entry, scope)]
+            room = limit - len(found)
+            found.extend(fitting[:room])
+            if len(fitting) > room:
+                position = found[-1].position
+        return EventPage(
+            items=[answer(entry) for entry in found], next_cursor=encode_cursor(str(position))
+        )
+
+    @routes.websocket("/events")
+    async def stream_events(
+        socket: WebSocket,
+        cursor: str | None = None,
+        types: str = "",
+        operation: str | None = None,
+        access_token: str | None = None,
+    ) -> None:
+        """Events as they happen, from a cursor on or from now."""
+        await socket.accept()
+        try:
+            token = _token(socket, access_token)
+            await authorizer.authenticate(token)
+            position = position_of(cursor, await hub.newest())
+            wanted = Filter(_prefixes(types), operation)
+            gone = asyncio.create_task(_until_closed(socket))
+            sending = asyncio.create_task(_send(socket, hub, authorizer, token, wanted, position))
+            try:
+                await asyncio.wait({gone, sending}, return_when=asyncio.FIRST_COMPLETED)
+                if sending.done():
+                    sending.result()
+            finally:
+                gone.cancel()
+                sending.cancel()
+        except UnauthenticatedError as error:
+            await socket.close(CLOSE_UNAUTHENTICATED, error.detail[:120])
+        except GoneError as error:
+            await socket.close(CLOSE_GONE, error.detail[:120])
+        except InvalidError as error:
+            await socket.close(1008, error.detail[:120])
+        except WebSocketDisconnect:
+            return
+
+    return routes
+
+
+def _prefixes(types: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in types.split(",") if part.strip())
+
+
+def _token(socket: WebSocket, access_token: str | None) -> str:
+    scheme, _, token = socket.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token:
+        return token
+    if access_token:
+        return access_token
+    raise UnauthenticatedError("no token came with the request", next_step="Run `dflare login`.")
+
+
+async def _until_closed(socket: WebSocket) -> None:
+    try:
+        while True:
+            await socket.receive_text()
+    except WebSocketDisconnect:
+        return
+
+
+async def _send(
+    socket: WebSocket,
+    hub: EventHub,
+    authorizer: Authorizer,
+    token: str,
+    wanted: Filter,
+    position: int,
+) -> None:
+    await _send_json(socket, {"type": "hello", "cursor": encode_cursor(str(position))})
+    async for entries, cursor in _batches(hub, position):
+        # The caller is authenticated anew for each batch: tokens expire and rights change while a
+        # connection stays open.
+        scope = authorizer.scope(await authorizer.authenticate(token))
+        fitting = [entry for entry in entries if wanted.takes(entry, scope)]
+        for entry in fitting:
+            await _send_json(socket, answer(entry).model_dump())
+        if not entries:
+            await _send_json(socket, {"type": "heartbeat", "cursor": encode_cursor(str(cursor))})
+
+
+async def _batches(hub: EventHub, position: int) -> AsyncGenerator[tuple[list[FeedEntry], int]]:
+    while True:
+        entries, position = await hub.after(position)
+        yield entries, position
+
+
+async def _send_json(socket: WebSocket, document: dict[str, Any]) -> None:
+    await socket.send_text(orjson.dumps(document).decode())

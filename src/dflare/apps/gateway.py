@@ -1,0 +1,117 @@
+"""The gateway: HTTP API and WebSocket over all services. ``python -m dflare.apps.gateway``."""
+
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse
+from sqlalchemy import text
+from starlette.middleware.base import RequestResponseEndpoint
+from starlette.responses import Response
+
+import dflare
+from dflare.apps import events
+from dflare.apps.http import serve_http
+from dflare.apps.process import Process, run_process
+from dflare.apps.wiring import Platform, build_platform
+from dflare.kit import problem
+from dflare.kit.errors import UnauthenticatedError
+from dflare.services.auth.contract import Principal
+
+MAX_BODY_BYTES = 8 * 1024 * 1024
+"""A site of 4,000 nodes is about 6 MiB; nothing else comes near."""
+
+
+def build_app(platform: Platform, hub: events.EventHub) -> FastAPI:
+    """The application over a wired platform."""
+    app = FastAPI(
+        title="Dflare",
+        version=dflare.__version__,
+        openapi_url="/v1/openapi.json",
+        docs_url="/v1/docs",
+        redoc_url=None,
+        separate_input_output_schemas=False,
+    )
+    problem.install(app)
+    app.middleware("http")(_limit_body)
+
+    async def principal(request: Request) -> Principal:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise UnauthenticatedError(
+                "no bearer token came with the request", next_step="Run `dflare login`."
+            )
+        return await platform.authorizer.authenticate(token)
+
+    v1 = APIRouter(prefix="/v1")
+    for router in platform.routers(principal):
+        v1.include_router(router)
+    v1.include_router(events.router(hub, platform.authorizer, principal))
+    app.include_router(v1)
+    for router in platform.root_routers():
+        app.include_router(router)
+
+    @app.get("/healthz", include_in_schema=False)
+    async def healthz() -> JSONResponse:
+        """Whether this process can serve: the database answers."""
+        async with platform.database.engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+        return JSONResponse({"status": "ok", "version": dflare.__version__})
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> JSONResponse:
+        """Where things are."""
+        return JSONResponse(
+            {"name": "Dflare", "api": "/v1", "openapi": "/v1/openapi.json", "docs": "/v1/docs"}
+        )
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(
+                title=app.title,
+                version=app.version,
+                routes=app.routes,
+                description="Order GPU clusters, follow operations, read usage.",
+            )
+            schema["components"].setdefault("securitySchemes", {})["bearer"] = {
+                "type": "http",
+                "scheme": "bearer",
+            }
+            schema["security"] = [{"bearer": []}]
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi
+    return app
+
+
+async def _limit_body(request: Request, call_next: RequestResponseEndpoint) -> Response:
+    length = request.headers.get("content-length")
+    if length is not None and length.isdecimal() and int(length) > MAX_BODY_BYTES:
+        return problem.render(
+            {
+                "type": "https://dflare.dev/problems/body-too-large",
+                "title": "Body too large",
+                "status": 413,
+                "detail": f"the body has {length} bytes, {MAX_BODY_BYTES} are allowed",
+                "next_step": "Send less at once.",
+                "retryable": False,
+            }
+        )
+    return await call_next(request)
+
+
+async def serve(process: Process) -> None:
+    """Start serving; returns when the socket is bound."""
+    platform = await build_platform(process)
+    hub = events.EventHub(process.database, process.feed)
+    process.start(hub.run(), "event-hub")
+    for name, work in platform.gateway_tasks():
+        process.start(work, name)
+    settings = process.settings
+    app = build_app(platform, hub)
+    await serve_http(process, app, settings.gateway_host, settings.gateway_port, "http")
+
+
+if __name__ == "__main__":
+    run_process("gateway", serve)

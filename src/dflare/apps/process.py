@@ -1,0 +1,119 @@
+"""What every process of the platform has: settings, stores, signals, and tasks that end with it."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from temporalio.client import Client
+
+from dflare.kit import telemetry
+from dflare.kit.clock import Clock, SystemClock
+from dflare.kit.db import Database
+from dflare.kit.feed import FeedSignal
+from dflare.kit.seal import Sealer, SealError
+from dflare.kit.settings import PlatformSettings, SettingsError
+from dflare.kit.temporal import connect
+
+EXIT_SETTINGS = 78
+"""``EX_CONFIG`` of sysexits.h: the environment is at fault, starting again does not help."""
+
+
+@dataclass
+class Process:
+    """The parts of one running process. ``tasks`` end it when one of them fails."""
+
+    name: str
+    settings: PlatformSettings
+    database: Database
+    clock: Clock
+    sealer: Sealer
+    feed: FeedSignal
+    temporal: Client
+    tasks: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    failure: BaseException | None = None
+
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run ``work`` until the process ends; if it fails, the process ends with it."""
+        task = asyncio.create_task(work, name=name)
+        self.tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            telemetry.log.error("task_failed", task=task.get_name(), error=repr(error))
+            self.failure = error
+            self.stopping.set()
+
+    async def stopped(self) -> None:
+        """Return when the process is asked to end, or raise what ended it."""
+        await self.stopping.wait()
+        if self.failure is not None:
+            raise self.failure
+
+
+@asynccontextmanager
+async def running_process(
+    name: str, settings: PlatformSettings, clock: Clock | None = None
+) -> AsyncGenerator[Process]:
+    """The parts, connected; at the end every task is cancelled and every connection closed."""
+    spans = telemetry.configure_spans(name)
+    process = Process(
+        name=name,
+        settings=settings,
+        database=Database(settings.postgres_url, application=f"dflare-{name}"),
+        clock=clock or SystemClock(),
+        sealer=Sealer.from_file(Path(settings.secret_key_file)),
+        feed=FeedSignal(settings.postgres_url),
+        temporal=await connect(settings),
+    )
+    process.start(process.feed.run(), "feed-signal")
+    process.start(spans.run(process.database), "spans")
+    try:
+        yield process
+    finally:
+        for task in list(process.tasks):
+            task.cancel()
+        await asyncio.gather(*process.tasks, return_exceptions=True)
+        try:
+            await asyncio.wait_for(spans.flush(process.database), 2)
+        except Exception as error:
+            telemetry.log.warning("spans_not_written", error=str(error))
+        await process.database.dispose()
+
+
+def run_process(name: str, serve: Callable[[Process], Awaitable[None]]) -> None:
+    """The main program of a process: ``serve`` sets up and returns, tasks run until SIGTERM.
+
+    Where a supervisor names a file by ``SUPERVISED_READY_FILE``, it is made when ``serve`` returns.
+    """
+    try:
+        settings = PlatformSettings.read()
+        telemetry.configure_logs(name, level=settings.log_level, form=settings.log_format)
+        uvloop.run(_main(name, settings, serve))
+    except (SettingsError, SealError, FileNotFoundError) as error:
+        print(f"dflare {name}: {error}", file=sys.stderr)  # noqa: T201 (no log is set up yet)
+        sys.exit(EXIT_SETTINGS)
+
+
+async def _main(
+    name: str, settings: PlatformSettings, serve: Callable[[Process], Awaitable[None]]
+) -> None:
+    async with running_process(name, settings) as process:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, process.stopping.set)
+        await serve(process)
+        if ready_file := os.environ.get("SUPERVISED_READY_FILE"):
+            Path(ready_file).touch()
+        telemetry.log.info("started")
+        await process.stopped()
+        telemetry.log.info("stopping")

@@ -1,0 +1,47 @@
+"""What may reach the devices of sites: step workers, reconcilers, the agents' API.
+
+``python -m dflare.apps.site_worker`` serves every declared site, and new ones as they come.
+"""
+
+import asyncio
+
+from dflare.apps.http import serve_http
+from dflare.apps.process import Process, run_process
+from dflare.apps.wiring import Platform, build_platform
+from dflare.kit.temporal import build_worker, queue_of
+
+LOOK_EVERY_S = 0.5
+
+
+async def serve(process: Process) -> None:
+    """Start the agents' API and follow the declared sites."""
+    platform = await build_platform(process)
+    settings = process.settings
+    await serve_http(
+        process, platform.agent_app(), settings.agent_host, settings.agent_port, "agent-api"
+    )
+    for name, work in platform.site_tasks():
+        process.start(work, name)
+    process.start(_follow_sites(process, platform), "sites")
+
+
+async def _follow_sites(process: Process, platform: Platform) -> None:
+    served: set[str] = set()
+    while True:
+        for site_id in set(await platform.site_ids()) - served:
+            served.add(site_id)
+            for service, activities in platform.site_activities(site_id).items():
+                worker = build_worker(
+                    process.temporal,
+                    queue_of(service, site_id),
+                    process.settings,
+                    activities=activities,
+                )
+                process.start(worker.run(), f"worker-{service}-{site_id}")
+            for name, work in platform.reconcilers(site_id):
+                process.start(work, name)
+        await asyncio.sleep(LOOK_EVERY_S)
+
+
+if __name__ == "__main__":
+    run_process("site-worker", serve)

@@ -1,0 +1,32 @@
+"""Temporal workers and read models of the control plane. ``python -m dflare.apps.worker``."""
+
+from dflare.apps.process import Process, run_process
+from dflare.apps.wiring import build_platform
+from dflare.kit.feed import run_projection
+from dflare.kit.temporal import build_worker, queue_of
+from dflare.services.orchestrator.workflow import OperationWorkflow
+
+
+async def serve(process: Process) -> None:
+    """Start a worker for the queue of every service and fold every read model."""
+    platform = await build_platform(process)
+    for service, activities in platform.central_activities().items():
+        worker = build_worker(
+            process.temporal,
+            queue_of(service),
+            process.settings,
+            activities=activities,
+            workflows=[OperationWorkflow] if service == "orchestrator" else [],
+        )
+        process.start(worker.run(), f"worker-{service}")
+    for projection in platform.projections():
+        process.start(
+            run_projection(process.database, process.feed, projection),
+            f"projection-{projection.name}",
+        )
+    for name, work in platform.worker_tasks():
+        process.start(work, name)
+
+
+if __name__ == "__main__":
+    run_process("worker", serve)
