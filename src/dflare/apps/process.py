@@ -113,7 +113,7 @@ async def _main(
             loop.add_signal_handler(number, process.stopping.set)
         await serve(process)
         if ready_file := os.environ.get("SUPERVISED_READY_FILE"):
-            Path(ready_file).touch()
+            await asyncio.to_thread(Path(ready_file).touch)
         telemetry.log.info("started")
         await process.stopped()
         telemetry.log.info("stopping")
