@@ -1,4 +1,8 @@
-"""Commands for the machine at hand: start, stop, look, examine. They need no API."""
+"""Commands for the machine at hand: start, stop, look, examine. They need no API.
+
+The starter is imported by the commands that use it: its libraries would double the time of every
+other command and of each completion in the shell.
+"""
 
 import json
 import os
@@ -6,23 +10,21 @@ import sys
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dflare.embedded import control
-from dflare.embedded.doctor import Verdict, examine
 from dflare.embedded.layout import DATA_DIR_VARIABLE, Layout
-from dflare.embedded.options import HardwareTime, UpOptions
-from dflare.embedded.state import ComponentStatus, SupervisorState, read_state
-from dflare.embedded.stores import last_lines
+
+if TYPE_CHECKING:
+    from dflare.embedded.state import ComponentStatus, SupervisorState
 
 NOT_RUNNING_EXIT_CODE = 3
+UP_TIMEOUT_S = 120.0
 FOLLOW_POLL_S = 0.25
 
 DataDir = Annotated[
@@ -40,6 +42,13 @@ class Output(StrEnum):
 
     TABLE = "table"
     JSON = "json"
+
+
+class HardwareTime(StrEnum):
+    """How long simulated hardware takes."""
+
+    ZERO = "zero"
+    NORMAL = "normal"
 
 
 class Role(StrEnum):
@@ -87,15 +96,19 @@ def up(
     ] = "",
     timeout: Annotated[
         float, typer.Option(min=1, help="Seconds to wait until all is healthy.")
-    ] = control.UP_TIMEOUT_S,
+    ] = UP_TIMEOUT_S,
 ) -> None:
     """Start everything and return when it is healthy."""
+    from pydantic import ValidationError
+
+    from dflare.embedded import control, options
+
     layout = Layout.of(data_dir)
     try:
-        options = UpOptions(
+        wishes = options.UpOptions(
             nodes=nodes,
             speed=speed,
-            hardware_time=hardware_time,
+            hardware_time=options.HardwareTime(hardware_time.value),
             gateway_host=host,
             gateway_port=port,
             postgres_url=postgres_url,
@@ -106,7 +119,7 @@ def up(
     except ValidationError as error:
         _fail("; ".join(item["msg"] for item in error.errors()))
     try:
-        started = control.up(layout, options, timeout_s=timeout)
+        started = control.up(layout, wishes, timeout_s=timeout)
     except control.StartError as error:
         _fail(str(error))
     console = _console()
@@ -121,6 +134,8 @@ def down(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before deleting.")] = False,
 ) -> None:
     """Stop everything; the next start finds the data again."""
+    from dflare.embedded import control
+
     layout = Layout.of(data_dir)
     console = _console()
     was_running = control.running_supervisor(layout) is not None
@@ -146,6 +161,9 @@ def status(
     output: Annotated[Output, typer.Option("--output", "-o")] = Output.TABLE,
 ) -> None:
     """Show each component; exit code 0 when all are healthy, 1 when not, 3 when nothing runs."""
+    from dflare.embedded import control
+    from dflare.embedded.state import read_state
+
     layout = Layout.of(data_dir)
     state = read_state(layout.state_file)
     if state is None or control.running_supervisor(layout) is None:
@@ -165,6 +183,8 @@ def status(
 
 def doctor(data_dir: DataDir = None) -> None:
     """Say what is wrong on this machine and what to do; exit code 1 when something must be done."""
+    from dflare.embedded.doctor import Verdict, examine
+
     console = _console()
     colours = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "red"}
     findings = examine(Layout.of(data_dir))
@@ -185,6 +205,8 @@ def logs(
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Lines to begin with.")] = 50,
 ) -> None:
     """Print the log of a component."""
+    from dflare.embedded.stores import last_lines
+
     layout = Layout.of(data_dir)
     path = layout.log_file(name)
     if path.parent != layout.logs or not path.exists():
@@ -227,7 +249,7 @@ def _follow(path: Path, offset: int) -> None:
         time.sleep(FOLLOW_POLL_S)
 
 
-def _print_urls(console: Console, layout: Layout, state: SupervisorState) -> None:
+def _print_urls(console: Console, layout: Layout, state: "SupervisorState") -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, url in state.urls.items():
         table.add_row(name, without_password(url))
@@ -237,7 +259,7 @@ def _print_urls(console: Console, layout: Layout, state: SupervisorState) -> Non
         console.print(f"Warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
 
 
-def _print_status(console: Console, layout: Layout, state: SupervisorState) -> None:
+def _print_status(console: Console, layout: Layout, state: "SupervisorState") -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("component", "state", "pid", "restarts", "since", "detail"):
         table.add_column(heading)
@@ -255,7 +277,7 @@ def _print_status(console: Console, layout: Layout, state: SupervisorState) -> N
     _print_urls(console, layout, state)
 
 
-def _detail(item: ComponentStatus) -> str:
+def _detail(item: "ComponentStatus") -> str:
     if item.in_crash_loop:
         return f"crash loop, {item.failures} in a row: {item.detail}; see dflare logs {item.name}"
     return item.detail

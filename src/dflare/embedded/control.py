@@ -58,17 +58,20 @@ def up(layout: Layout, options: UpOptions, *, timeout_s: float = UP_TIMEOUT_S) -
     Raises `StartError`; the supervisor then goes on trying unless it could not begin at all.
     """
     began = time.monotonic()
-    running = running_supervisor(layout)
-    supervisor = None
-    if running is None:
-        try:
-            layout.create()
-            options.write(layout.options_file)
-            supervisor = _spawn(layout)
-        except OSError as error:
-            raise StartError(explain_os_error(error, layout.root)) from error
+    if running_supervisor(layout) is not None:
+        state = _wait_until_ready(layout, None, began + timeout_s)
+        if state is not None:
+            return Started(state, already_running=True, took_s=time.monotonic() - began)
+    try:
+        layout.create()
+        options.write(layout.options_file)
+        supervisor = _spawn(layout)
+    except OSError as error:
+        raise StartError(explain_os_error(error, layout.root)) from error
     state = _wait_until_ready(layout, supervisor, began + timeout_s)
-    return Started(state, already_running=running is not None, took_s=time.monotonic() - began)
+    if state is None:
+        raise StartError("Another start or stop went on at the same time; run `dflare up` again.")
+    return Started(state, already_running=False, took_s=time.monotonic() - began)
 
 
 def down(layout: Layout) -> list[str]:
@@ -134,10 +137,14 @@ def _spawn(layout: Layout) -> subprocess.Popen[bytes]:
 
 def _wait_until_ready(
     layout: Layout, supervisor: subprocess.Popen[bytes] | None, deadline: float
-) -> SupervisorState:
+) -> SupervisorState | None:
+    """The healthy state; None when the supervisor that was found running was on its way out."""
     while True:
         state = read_state(layout.state_file)
-        alive = state is not None and state.supervisor == running_supervisor(layout)
+        running = running_supervisor(layout)
+        if running is None and supervisor is None:
+            return None
+        alive = state is not None and state.supervisor == running
         if state is not None and alive:
             if state.is_ready:
                 return state

@@ -83,7 +83,13 @@ def launch_prefix(death_signal: str, user: OsUser | None = None, *reach: Path) -
     if user is not None:
         prefix += [f"--reuid={user.uid}", f"--regid={user.gid}", "--clear-groups"]
         if not all(user.can_reach(path) for path in reach):
-            prefix += ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+            # Without the secure bit access(2), by which initdb looks for its server, would not
+            # count the capability.
+            prefix += [
+                "--securebits=+no_setuid_fixup",
+                "--inh-caps=+dac_override",
+                "--ambient-caps=+dac_override",
+            ]
     return [*prefix, "--"]
 
 
