@@ -59,7 +59,24 @@ async def emit(session: AsyncSession, kit: KitTables, events: Sequence[Event]) -
 
 
 async def record_audit(session: AsyncSession, kit: KitTables, *records: AuditRecord) -> None:
-    """Insert audit rows."""
+    """Insert audit rows, and an ``audit.recorded`` event of each for the platform's audit log.
+
+    The event names no owner outside its data: who reads an organization's feed is not thereby
+    allowed to read its audit log.
+    """
     if records:
         rows = [{"id": new_id("aud"), **vars(record)} for record in records]
         await session.execute(insert(kit.audit), rows)
+        await emit(session, kit, [_recorded(row) for row in rows])
+
+
+def _recorded(row: Json) -> Event:
+    return Event(
+        type="audit.recorded",
+        resource_kind="audit",
+        resource_id=row["id"],
+        resource_version=1,
+        at=row["at"],
+        data={name: value for name, value in row.items() if name not in {"id", "at"}},
+        operation_id=row["operation_id"],
+    )
