@@ -185,6 +185,7 @@ class Host:
         if before is not None:
             before.cancel()
         self._transition = asyncio.create_task(work)
+        self._transition.add_done_callback(self._note_crash)
 
     async def _carry_out(self, kind: Reset) -> None:
         times, clock = self.lab.times, self.lab.clock
@@ -269,6 +270,7 @@ class Host:
         self.boot_id = str(uuid.uuid4())
         self._reached(Progress.OS_BOOT_STARTED)
         self._program = asyncio.create_task(program)
+        self._program.add_done_callback(self._note_crash)
 
     async def _run_agent(self, medium: AgentMedium) -> None:
         await self.lab.clock.sleep(self.lab.times.agent_boot_s)
@@ -277,6 +279,7 @@ class Host:
         self.lab.log.append("system_started", self.name, system="agent", node_id=medium.node_id)
         if self.lab.faults.hit("agent_silent", self.name) is None:
             await Agent(medium, HostMachine(self), f"{self.name}/{self.boot_id}").run()
+            self.lab.log.append("agent_stopped", self.name, node_id=medium.node_id)
 
     async def _run_tenant(self, content: DiskContent) -> None:
         await self.lab.clock.sleep(self.lab.times.os_boot_s)
@@ -302,6 +305,11 @@ class Host:
 
     def _reached(self, progress: Progress) -> None:
         self.progress, self.progress_at = progress, self.lab.clock.utc()
+
+    def _note_crash(self, task: asyncio.Task[None]) -> None:
+        """A program that dies of what it was sent is a fact about the host, not a silent end."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.lab.log.append("crashed", self.name, reason=f"{type(error).__name__}: {error}")
 
     async def _cancel(self, task: asyncio.Task[None] | None) -> None:
         """End a task of the host; a task that has ended badly is not this caller's error."""
