@@ -6,14 +6,16 @@ checks the operation's attempt, so that a zombie workflow moves nothing.
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
+from sqlalchemy import RowMapping, select
+from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from dflare.kit import operation_calls as calls
-from dflare.kit.clock import Clock, hardware_timeout_s
+from dflare.kit.clock import HARDWARE_FLOOR_S, Clock, hardware_timeout_s
 from dflare.kit.db import Database
 from dflare.kit.errors import StaleAttemptError
 from dflare.kit.operations import change_operation, lock_operation, set_step
@@ -46,6 +48,14 @@ class OperationActivities:
         async def end_step(end: calls.EndStep) -> None:
             await _fenced(self.end_step(end))
 
+        @activity.defn(name=calls.BEGIN_UNDO)
+        async def begin_undo(begin: calls.BeginUndo) -> None:
+            await _fenced(self.begin_undo(begin))
+
+        @activity.defn(name=calls.DEADLINE)
+        async def deadline(ask: calls.Deadline) -> datetime:
+            return self._deadline_at(self.clock.now(), ask.site_seconds)
+
         @activity.defn(name=calls.RETARGET)
         async def retarget(change: calls.Retarget) -> None:
             await _fenced(self.retarget(change))
@@ -54,7 +64,7 @@ class OperationActivities:
         async def finish(end: calls.Finish) -> None:
             await _fenced(self.finish(end))
 
-        return [load, begin_step, end_step, retarget, finish]
+        return [load, begin_step, end_step, begin_undo, deadline, retarget, finish]
 
     async def load(self, ref: calls.OperationRef) -> calls.OperationView:
         """Read the operation and set it running, unless it is being undone."""
@@ -65,6 +75,7 @@ class OperationActivities:
                     row = await change_operation(
                         session, self.kit, row, self.clock.now(), state=OperationState.RUNNING
                     )
+                messages = await self._messages(session, ref.operation_id)
         return calls.OperationView(
             plan=Plan.model_validate(row["plan"]),
             targets=tuple(row["targets"]),
@@ -78,10 +89,29 @@ class OperationActivities:
             site_id=row["site_id"],
             resource_id=row["resource_id"],
             trace=row["trace"],
+            replacing={new: old for new, old in row["replacing"].items() if old},
+            parked=tuple(target for target, old in row["replacing"].items() if not old),
+            messages=messages,
         )
 
+    async def _messages(self, session: AsyncSession, operation_id: str) -> tuple[str, ...]:
+        step = self.kit.operation_step
+        rows = await session.scalars(
+            select(step.c.message)
+            .where(step.c.operation_id == operation_id, step.c.state == "needs_operator")
+            .order_by(step.c.index.desc())
+        )
+        return tuple(rows)
+
+    def _deadline_at(self, start: datetime, site_seconds: float) -> datetime:
+        return start + timedelta(seconds=hardware_timeout_s(site_seconds, self.speed))
+
     async def begin_step(self, begin: calls.BeginStep) -> calls.StepBegun:
-        """Mark a step as running (or undoing) and say what to do."""
+        """Mark a step as running (or undoing) and say what to do.
+
+        A cancellation is honoured from the second step on: the first one brings the resource to
+        where its undo is defined. A step that was begun before keeps its deadline, with a floor.
+        """
         now = self.clock.now()
         async with self.database.transaction(self.kit.schema) as session:
             ref = begin.ref
@@ -89,28 +119,42 @@ class OperationActivities:
             steps = Plan.model_validate(row["plan"]).steps
             step = steps[begin.index]
             committed = any(s.commit for s in steps[: begin.index])
-            deadline_s = step.undo_deadline_s if begin.undoing else step.deadline_s
-            answer = calls.StepBegun(
-                action="cancel"
-                if row["cancel_requested"] and not begin.undoing and not committed
-                else "run",
-                targets=tuple(row["targets"]) if step.on == "nodes" else (row["resource_id"],),
-                deadline_at=now + timedelta(seconds=hardware_timeout_s(deadline_s, self.speed)),
+            if row["cancel_requested"] and not begin.undoing and begin.index and not committed:
+                return calls.StepBegun(action="cancel", deadline_at=now)
+            running = "undoing" if begin.undoing else "running"
+            started = await self._started_at(session, begin, running) or now
+            await set_step(
+                session,
+                self.kit,
+                ref.operation_id,
+                begin.index,
+                state=running,
+                started_at=started,
+                finished_at=None,
+                total=_total(row, step.on),
             )
-            if answer.action == "run":
-                await set_step(
-                    session,
-                    self.kit,
-                    ref.operation_id,
-                    begin.index,
-                    state="undoing" if begin.undoing else "running",
-                    started_at=now,
-                    total=len(answer.targets),
-                )
-                state = OperationState.UNDOING if begin.undoing else OperationState.RUNNING
-                values: dict[str, Any] = {"position": begin.index} if begin.undoing else {}
-                await change_operation(session, self.kit, row, now, state=state, **values)
-        return answer
+            state = OperationState.UNDOING if begin.undoing else OperationState.RUNNING
+            values: dict[str, Any] = {"position": begin.index} if begin.undoing else {}
+            await change_operation(session, self.kit, row, now, state=state, **values)
+        deadline_s = step.undo_deadline_s if begin.undoing else step.deadline_s
+        return calls.StepBegun(
+            action="run",
+            deadline_at=max(
+                self._deadline_at(started, deadline_s), now + timedelta(seconds=HARDWARE_FLOOR_S)
+            ),
+        )
+
+    async def _started_at(
+        self, session: AsyncSession, begin: calls.BeginStep, running: str
+    ) -> datetime | None:
+        step = self.kit.operation_step
+        return await session.scalar(
+            select(step.c.started_at).where(
+                step.c.operation_id == begin.ref.operation_id,
+                step.c.index == begin.index,
+                step.c.state == running,
+            )
+        )
 
     async def end_step(self, end: calls.EndStep) -> None:
         """Record progress or the end of a step."""
@@ -132,6 +176,24 @@ class OperationActivities:
             values: dict[str, Any] = {"position": end.index + 1} if end.advance else {}
             await change_operation(session, self.kit, row, now, **values)
 
+    async def begin_undo(self, begin: calls.BeginUndo) -> None:
+        """Turn the operation around; its reason stays that of the first failure."""
+        now = self.clock.now()
+        async with self.database.transaction(self.kit.schema) as session:
+            ref = begin.ref
+            row = await lock_operation(session, self.kit, ref.operation_id, ref.attempt)
+            if row["state"] != OperationState.UNDOING:
+                await change_operation(
+                    session,
+                    self.kit,
+                    row,
+                    now,
+                    state=OperationState.UNDOING,
+                    position=begin.position,
+                    reason=begin.reason,
+                    replacing={},
+                )
+
     async def retarget(self, change: calls.Retarget) -> None:
         """Replace targets. Repeating it changes nothing."""
         async with self.database.transaction(self.kit.schema) as session:
@@ -139,7 +201,15 @@ class OperationActivities:
             row = await lock_operation(session, self.kit, ref.operation_id, ref.attempt)
             kept = [t for t in row["targets"] if t not in change.removed]
             added = [t for t in change.added if t not in kept]
-            await change_operation(session, self.kit, row, self.clock.now(), targets=kept + added)
+            await change_operation(
+                session,
+                self.kit,
+                row,
+                self.clock.now(),
+                targets=kept + added,
+                # A parked target stands for nobody.
+                replacing={**change.replacing, **dict.fromkeys(change.parked, "")},
+            )
 
     async def finish(self, end: calls.Finish) -> None:
         """End the operation, or hand it to an operator."""
@@ -155,6 +225,10 @@ class OperationActivities:
                     state=end.state,
                     reason=end.reason,
                 )
+
+
+def _total(row: RowMapping, on: str) -> int:
+    return len(row["targets"]) if on == "nodes" else 1
 
 
 async def _fenced(call: Awaitable[Any]) -> Any:

@@ -11,7 +11,9 @@ from dflare.kit.plan import OperationState, Plan
 LOAD = "operation.load"
 BEGIN_STEP = "operation.begin_step"
 END_STEP = "operation.end_step"
+BEGIN_UNDO = "operation.begin_undo"
 RETARGET = "operation.retarget"
+DEADLINE = "operation.deadline"
 FINISH = "operation.finish"
 
 
@@ -20,16 +22,24 @@ class _Contract(BaseModel):
 
 
 class OperationRef(_Contract):
-    """Which attempt of which operation; ``ordering_service`` names the schema and the queue."""
+    """Which attempt of which operation; ``ordering_service`` names the schema and the queue.
+
+    ``heartbeat_s`` is after how many seconds without a sign of life an activity is given to
+    another worker. ``continued`` counts the histories of this attempt.
+    """
 
     operation_id: str
     ordering_service: str
     attempt: int
+    heartbeat_s: float = 10.0
+    continued: int = 0
 
 
 class OperationView(_Contract):
     """What the interpreter needs of an operation. ``position`` is the index of the step to go on
-    with; where ``undoing`` it is the highest step that may have to be undone."""
+    with; where ``undoing`` it is the highest step that may have to be undone. ``replacing`` maps a
+    stand-in that has not caught up yet to the target that was given up for it. ``parked`` are
+    targets that could not be undone, ``messages`` what is left of them to a person."""
 
     plan: Plan
     targets: tuple[str, ...]
@@ -43,6 +53,9 @@ class OperationView(_Contract):
     site_id: str | None
     resource_id: str
     trace: dict[str, str]
+    replacing: dict[str, str] = {}
+    parked: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()
 
 
 class BeginStep(_Contract):
@@ -60,8 +73,10 @@ class StepBegun(_Contract):
     """
 
     action: Literal["run", "cancel"]
-    targets: tuple[str, ...]
     deadline_at: datetime
+
+
+StepEnd = Literal["running", "done", "failed", "undone", "needs_operator"]
 
 
 class EndStep(_Contract):
@@ -69,19 +84,36 @@ class EndStep(_Contract):
 
     ref: OperationRef
     index: int
-    state: Literal["running", "done", "failed", "undone", "needs_operator"]
+    state: StepEnd
     done: int
     failed: int
     message: str = ""
     advance: bool = False
 
 
+class BeginUndo(_Contract):
+    """Turn around: undo from step ``position`` down, for ``reason``."""
+
+    ref: OperationRef
+    position: int
+    reason: str
+
+
 class Retarget(_Contract):
-    """Targets that were given up and those that stand in for them."""
+    """Targets that were given up and those that stand in for them; the rest as in the view."""
 
     ref: OperationRef
     removed: tuple[str, ...]
     added: tuple[str, ...]
+    replacing: dict[str, str] = {}
+    parked: tuple[str, ...] = ()
+
+
+class Deadline(_Contract):
+    """Ask when ``site_seconds`` of the site's clock from now will have passed, in wall time."""
+
+    ref: OperationRef
+    site_seconds: float
 
 
 class Finish(_Contract):

@@ -64,11 +64,48 @@ class PlannedStep(_Contract):
         return self.name.partition(".")[0]
 
 
+class SideStep(_Contract):
+    """A step that the interpreter calls beside the line of steps, on nodes alone."""
+
+    name: str = Field(pattern=r"^[a-z]+\.[a-z_]+@[1-9][0-9]*$")
+    per_site: bool = True
+    deadline_s: float = 600
+
+    @property
+    def service(self) -> str:
+        """The acting service."""
+        return self.name.partition(".")[0]
+
+
 class Plan(_Contract):
-    """The stored plan of an operation: ``saga`` names the declaration it came from."""
+    """The stored plan of an operation: ``saga`` names the declaration it came from.
+
+    ``replace`` finds a stand-in for each target that failed a replaceable step (its result is the
+    stand-in's id). ``park`` makes targets safe that an undo could not take back.
+    """
 
     saga: str
     steps: tuple[PlannedStep, ...]
+    replace: SideStep | None = None
+    park: tuple[SideStep, ...] = ()
+
+    @property
+    def commit_index(self) -> int | None:
+        """The step behind which nothing is undone; ``None`` where the plan has none."""
+        return next((i for i, step in enumerate(self.steps) if step.commit), None)
+
+    def with_params(self, step: str, **params: str) -> "Plan":
+        """The plan with ``params`` added to the steps named ``step``."""
+        return self.model_copy(
+            update={
+                "steps": tuple(
+                    one.model_copy(update={"params": {**one.params, **params}})
+                    if one.name == step
+                    else one
+                    for one in self.steps
+                )
+            }
+        )
 
 
 class StepCall(_Contract):
@@ -76,7 +113,7 @@ class StepCall(_Contract):
 
     ``attempt`` and ``generation`` come from the operation: the first rises when a workflow is
     started anew, the second when a finished undo is followed by a retry from the beginning.
-    ``deadline_at`` is wall time. ``batch`` is unique within the step and generation.
+    ``deadline_at`` is wall time. ``batch`` is unique within the attempt.
     """
 
     operation_id: str
@@ -98,8 +135,12 @@ class StepCall(_Contract):
 
     @property
     def outcome_key(self) -> str:
-        """What a target's outcome of this step is stored under."""
-        return f"{self.step}#{self.generation}"
+        """What a target's outcome of this step is stored under.
+
+        The index and the direction belong to it: two steps of a plan may share one undo.
+        """
+        way = "undo" if self.undoing else "do"
+        return f"{self.step}#{self.generation}.{self.index}.{way}"
 
 
 class StepReport(_Contract):

@@ -6,15 +6,19 @@ three points to cut at. Source: DESIGN sections 4.7 and 4.8.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
+from temporalio.exceptions import ApplicationError
 
 from dflare.kit.clock import Clock
 from dflare.kit.db import Database
@@ -28,6 +32,17 @@ Loaded = TypeVar("Loaded")
 
 CutPoint = Literal["before_call", "after_call", "after_record"]
 CutHook = Callable[[CutPoint, StepCall], Awaitable[None]]
+
+STALE_ATTEMPT = "StaleAttempt"
+"""Type of the application error that ends a zombie's workflow."""
+
+STORE_UNAVAILABLE = "StoreUnavailable"
+"""Type of the application error of a step whose database does not answer."""
+
+PATIENCE_S = 45.0
+"""Wall seconds for which one activity asks again for its pending targets."""
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 1.0
 
 
 @dataclass(frozen=True)
@@ -93,11 +108,33 @@ class StepRunner:
         async def run_step(call: StepCall) -> StepReport:
             beating = asyncio.create_task(self._beat())
             try:
-                return await self.run(step, call, activity.info().attempt)
+                return await self.run_patiently(step, call, activity.info().attempt)
+            except StaleAttemptError as error:
+                raise ApplicationError(
+                    str(error), type=STALE_ATTEMPT, non_retryable=True
+                ) from error
             finally:
                 beating.cancel()
 
         return run_step
+
+    async def run_patiently(
+        self, step: Step[Any], call: StepCall, activity_attempt: int
+    ) -> StepReport:
+        """Run ``step`` and ask again for pending targets, until the deadline or for ``PATIENCE_S``.
+
+        Waiting in here rather than in the workflow keeps histories short.
+        """
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + PATIENCE_S
+        pause_s = _FIRST_PAUSE_S
+        report = await self.run(step, call, activity_attempt)
+        while report.pending and self.clock.now() < call.deadline_at and loop.time() < give_up_at:
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, _LONGEST_PAUSE_S)
+            again = call.model_copy(update={"targets": report.pending})
+            report = _merged(report, await self.run(step, again, activity_attempt))
+        return report
 
     async def _beat(self) -> None:
         while True:
@@ -119,7 +156,7 @@ class StepRunner:
             attempt=call.attempt,
             activity_attempt=activity_attempt,
         ):
-            async with self.database.transaction(self.kit.schema) as session:
+            async with self._transaction() as session:
                 await self._raise_fence(session, call, activity_attempt)
                 finished = await self._finished(session, call)
                 todo = [target for target in call.targets if target not in finished]
@@ -144,7 +181,7 @@ class StepRunner:
         loaded: Any,
         outcomes: dict[str, Outcome],
     ) -> None:
-        async with self.database.transaction(self.kit.schema) as session:
+        async with self._transaction() as session:
             await self._check_fence(session, call, activity_attempt)
             await step.record(session, call, loaded, outcomes)
             await save_outcomes(
@@ -157,48 +194,73 @@ class StepRunner:
                 ],
             )
 
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncGenerator[AsyncSession]:
+        try:
+            async with self.database.transaction(self.kit.schema) as session:
+                yield session
+        except (OSError, OperationalError, InterfaceError, PoolTimeoutError) as error:
+            raise ApplicationError(
+                f"the database does not answer: {str(error)[:300]}", type=STORE_UNAVAILABLE
+            ) from error
+
     async def _raise_fence(
         self, session: AsyncSession, call: StepCall, activity_attempt: int
     ) -> None:
+        """Announce this attempt: older ones of the operation and of the activity record nothing."""
+        await self._raise_one(session, call, _OPERATION_FENCE, (call.attempt, 0))
+        await self._raise_one(session, call, _batch_fence(call), (call.attempt, activity_attempt))
+        await self._check_fence(session, call, activity_attempt)
+
+    async def _raise_one(
+        self,
+        session: AsyncSession,
+        call: StepCall,
+        key: Mapping[str, str],
+        mine: tuple[int, int],
+    ) -> None:
         fence = self.kit.step_fence
-        key = {
-            "operation_id": call.operation_id,
-            "step": call.outcome_key,
-            "batch": call.batch,
-        }
-        mine = (call.attempt, activity_attempt)
+        attempt, activity_attempt = mine
         await session.execute(
             insert(fence)
-            .values(**key, attempt=call.attempt, activity_attempt=activity_attempt)
+            .values(
+                operation_id=call.operation_id,
+                **key,
+                attempt=attempt,
+                activity_attempt=activity_attempt,
+            )
             .on_conflict_do_nothing()
         )
-        row = (
-            await session.execute(
-                select(fence.c.attempt, fence.c.activity_attempt).filter_by(**key).with_for_update()
+        # Only a newer attempt takes the row's lock, so that batches side by side never wait.
+        await session.execute(
+            update(fence)
+            .filter_by(operation_id=call.operation_id, **key)
+            .where(
+                (fence.c.attempt < attempt)
+                | ((fence.c.attempt == attempt) & (fence.c.activity_attempt < activity_attempt))
             )
-        ).one()
-        if tuple(row) > mine:
-            raise StaleAttemptError(f"{call.step} {call.batch}: {mine}, now {tuple(row)}")
-        if tuple(row) < mine:
-            await session.execute(
-                fence.update()
-                .filter_by(**key)
-                .values(attempt=call.attempt, activity_attempt=activity_attempt)
-            )
+            .values(attempt=attempt, activity_attempt=activity_attempt)
+        )
 
     async def _check_fence(
         self, session: AsyncSession, call: StepCall, activity_attempt: int
     ) -> None:
         fence = self.kit.step_fence
-        row = (
-            await session.execute(
-                select(fence.c.attempt, fence.c.activity_attempt)
-                .filter_by(operation_id=call.operation_id, step=call.outcome_key, batch=call.batch)
-                .with_for_update()
-            )
-        ).one()
-        if tuple(row) != (call.attempt, activity_attempt):
-            raise StaleAttemptError(f"{call.step} {call.batch}: superseded by {tuple(row)}")
+        for key, mine in (
+            (_OPERATION_FENCE, (call.attempt, 0)),
+            (_batch_fence(call), (call.attempt, activity_attempt)),
+        ):
+            row = (
+                await session.execute(
+                    select(fence.c.attempt, fence.c.activity_attempt)
+                    .filter_by(operation_id=call.operation_id, **key)
+                    .with_for_update(read=True)
+                )
+            ).one()
+            if tuple(row) != mine:
+                raise StaleAttemptError(
+                    f"{call.step} {call.batch}: {mine} is superseded by {tuple(row)}"
+                )
 
     async def _finished(self, session: AsyncSession, call: StepCall) -> Mapping[str, Outcome]:
         table = self.kit.step_outcome
@@ -215,6 +277,23 @@ class StepRunner:
             )
             for row in rows
         }
+
+
+_OPERATION_FENCE: Mapping[str, str] = {"step": "", "batch": ""}
+"""Key of the fence that all steps of an operation share in a schema."""
+
+
+def _batch_fence(call: StepCall) -> Mapping[str, str]:
+    return {"step": call.outcome_key, "batch": call.batch}
+
+
+def _merged(first: StepReport, later: StepReport) -> StepReport:
+    return StepReport(
+        done=first.done + later.done,
+        pending=later.pending,
+        failed={**first.failed, **later.failed},
+        results={**first.results, **later.results},
+    )
 
 
 def _outcome_row(call: StepCall, target: str, outcome: Outcome, now: datetime) -> dict[str, Any]:

@@ -1,9 +1,12 @@
 """What other services know of orchestrator: wishes, reservations, plans, lifecycle enums.
 
 Steps acted by orchestrator (all on queue ``orchestrator``): ``confirm@1`` (undo ``end@1``),
-``hand_over@1`` (the commit step), ``release@1``, ``end@1``, ``replace@1``.
+``hand_over@1`` (the commit step), ``release@1`` (param ``requested_at``, ISO 8601: when usage
+ends), ``end@1``, ``replace@1`` (results: the stand-in's node id), ``claim@1`` (waits for the
+exclusive right to act on nodes outside an order; undo ``unclaim@1``), ``unclaim@1``.
 
-Events emitted: ``allocation.changed`` (data: ``AllocationFacts``), ``claim.changed``.
+Events emitted: ``allocation.changed`` (data: ``AllocationFacts``), ``claim.changed`` (data:
+``ClaimFacts``).
 Events consumed: ``node.declared``, ``node.state_changed``, ``site.declared``, ``quota.changed``,
 ``operation.changed``.
 """
@@ -33,8 +36,12 @@ class _Contract(BaseModel):
 
 
 class AllocationFacts(_Contract):
-    """Data of ``allocation.changed``. ``usage_from``/``usage_to`` bound what is billed, UTC wall
-    time: from hand-over to the request of release. ``version`` rises with every change."""
+    """Data of ``allocation.changed``.
+
+    ``operation_id`` is the operation that acts on the node now or did last: the order, then its
+    release. ``usage_from``/``usage_to`` bound what is billed, UTC wall time: from hand-over to the
+    request of release. ``version`` rises with every change.
+    """
 
     allocation_id: str
     version: int
@@ -52,6 +59,17 @@ class AllocationFacts(_Contract):
     epoch: int
     usage_from: datetime | None = None
     usage_to: datetime | None = None
+
+
+class ClaimFacts(_Contract):
+    """Data of ``claim.changed``: an operation began (``held``) or ceased to act on a node."""
+
+    claim_id: str
+    version: int
+    node_id: str
+    site_id: str
+    operation_id: str
+    held: bool
 
 
 class PoolWish(_Contract):

@@ -1,0 +1,13 @@
+"""Sagas: readable declarations of what an order does, step by step, with each step's undo.
+
+Steps are added, never edited in place: a running order keeps the plan that it was stored with.
+"""
+
+from collections.abc import Mapping
+
+from dflare.kit.plan import Plan
+from dflare.services.orchestrator.sagas.create_cluster import CREATE_CLUSTER
+from dflare.services.orchestrator.sagas.delete_cluster import DELETE_CLUSTER
+
+SAGAS: Mapping[str, Plan] = {plan.saga: plan for plan in (CREATE_CLUSTER, DELETE_CLUSTER)}
+"""Every saga by its name."""

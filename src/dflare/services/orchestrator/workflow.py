@@ -1,0 +1,507 @@
+"""The one interpreter: a workflow that carries out the stored plan of any operation.
+
+It knows no saga. What it must remember beyond its own history stands in the operation's row and in
+the acting services' recorded outcomes, so that an attempt whose history was lost is followed by
+one that goes on where it was. Source: DESIGN section 4, points 5 to 8.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import TimeoutError as ActivityTimeoutError
+
+with workflow.unsafe.imports_passed_through():
+    from dflare.kit import operation_calls as calls
+    from dflare.kit.operation_results import Result, in_short
+    from dflare.kit.plan import (
+        BATCH_SIZE,
+        OperationState,
+        PlannedStep,
+        SideStep,
+        StepCall,
+        StepReport,
+    )
+
+NAME = "OperationWorkflow"
+PARALLEL_BATCHES = 16
+REPLACEMENT_ROUNDS = 3
+MAX_HISTORY = 4_000
+"""Events after which the workflow continues as new; activities in flight fit below 5,000."""
+
+CANCELLED = "cancelled"
+DEADLINE = "deadline"
+
+_PROGRESS_EVERY = timedelta(seconds=0.5)
+_ACTIVITY_TIMEOUT = timedelta(seconds=300)
+_GRACE = timedelta(seconds=60)
+_STALE_ATTEMPT, _STORE_UNAVAILABLE = "StaleAttempt", "StoreUnavailable"
+
+_FOREVER = RetryPolicy(
+    initial_interval=timedelta(seconds=0.2), maximum_interval=timedelta(seconds=10)
+)
+_TEN_TIMES = RetryPolicy(
+    initial_interval=timedelta(seconds=0.2),
+    maximum_interval=timedelta(seconds=10),
+    maximum_attempts=10,
+)
+
+
+class _HistoryFullError(Exception):
+    """Targets are left to wait for, but the history is long: continue as new."""
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A step to call: one of the plan, its undo, or a side step."""
+
+    name: str
+    index: int
+    per_site: bool
+    deadline_at: datetime
+    params: dict[str, str]
+    undoing: bool = False
+    progress: bool = False
+    patient: bool = False
+
+    @property
+    def service(self) -> str:
+        return self.name.partition(".")[0]
+
+
+@workflow.defn(name=NAME)
+class OperationWorkflow:
+    """Interprets one attempt of one operation."""
+
+    def __init__(self) -> None:
+        self._ref: calls.OperationRef
+        self._view: calls.OperationView
+        self._targets: list[str] = []
+        self._replacing: dict[str, str] = {}
+        self._skip: dict[str, set[str]] = {}
+        self._notes: list[str] = []
+        self._calls = 0
+        self._reported_at: datetime | None = None
+        self._slots = asyncio.Semaphore(PARALLEL_BATCHES)
+
+    @workflow.run
+    async def run(self, ref: calls.OperationRef) -> None:
+        """Carry the operation out, or undo it; a superseded attempt ends silently."""
+        self._ref = ref
+        try:
+            await self._interpret()
+        except _HistoryFullError:
+            workflow.continue_as_new(ref.model_copy(update={"continued": ref.continued + 1}))
+        except ActivityError as error:
+            if _cause(error) != _STALE_ATTEMPT:
+                raise
+            workflow.logger.info("superseded: %s", error.cause)
+
+    async def _interpret(self) -> None:
+        self._view = await self._kit(calls.LOAD, self._ref, calls.OperationView)
+        self._targets = list(self._view.targets)
+        self._replacing = dict(self._view.replacing)
+        if self._view.undoing:
+            await self._undo(self._view.position, self._view.reason)
+            return
+        steps = self._view.plan.steps
+        for index in range(self._view.position, len(steps)):
+            begun = await self._begin(index)
+            if begun.action == "cancel":
+                await self._undo(index, CANCELLED)
+                return
+            trouble = await self._step(index, begun.deadline_at)
+            if trouble is not None:
+                await self._give_up(index, trouble)
+                return
+            self._leave_if_long()
+        await self._finish(OperationState.SUCCEEDED, "; ".join(self._notes))
+
+    async def _give_up(self, index: int, trouble: str) -> None:
+        commit = self._view.plan.commit_index
+        if commit is not None and index > commit:
+            await self._finish(OperationState.NEEDS_OPERATOR, trouble)
+        else:
+            await self._undo(index, trouble)
+
+    # --- forward -------------------------------------------------------------------------------
+
+    async def _step(self, index: int, deadline_at: datetime) -> str | None:
+        """Carry out one step for all targets; what is wrong, if the operation cannot go on."""
+        step = self._view.plan.steps[index]
+        pairs, self._replacing = self._replacing, {}
+        waiting = {*pairs, *pairs.values()}
+        targets = [t for t in self._going(step) if t not in waiting]
+        line = _Line(step.name, index, step.per_site, deadline_at, dict(step.params), progress=True)
+        result = await self._call(line, targets)
+        trouble, notes = None, len(self._notes)
+        if result.failed or pairs:
+            trouble = await self._settle(index, result, pairs)
+        await self._end(
+            index,
+            "done" if trouble is None else "failed",
+            result,
+            trouble or "; ".join(self._notes[notes:]),
+            advance=trouble is None,
+        )
+        return trouble
+
+    def _going(self, step: PlannedStep) -> list[str]:
+        """The targets of a step: without those in quarantine, where the step is the like of the
+        one that could not be done for them."""
+        if step.on == "resource":
+            return [self._view.resource_id]
+        if step.quarantine is None:
+            return list(self._targets)
+        return [t for t in self._targets if step.service not in self._skip.get(t, ())]
+
+    async def _settle(self, index: int, result: Result, pairs: dict[str, str]) -> str | None:
+        """Deal with targets that failed: replace them, put them into quarantine, or give up."""
+        step = self._view.plan.steps[index]
+        if step.replaceable and self._view.plan.replace is not None:
+            return await self._replace(index, result, pairs)
+        if step.quarantine is not None:
+            quarantine = SideStep(name=step.quarantine, per_site=step.per_site)
+            stuck = await self._side(quarantine, index, result.failed, step.name)
+            for target in result.failed:
+                self._skip.setdefault(target, set()).add(step.service)
+            self._notes.append(f"in quarantine: {result.describe(step.name)}")
+            return None if not stuck else f"not even quarantine: {in_short(stuck)}"
+        return result.describe(step.name)
+
+    async def _replace(self, index: int, result: Result, pairs: dict[str, str]) -> str | None:
+        """Exchange failed targets for stand-ins, for a bounded number of rounds."""
+        step = self._view.plan.steps[index]
+        why = result.describe(step.name) if result.failed else f"{step.name} was interrupted"
+        failed = dict(result.failed)
+        rounds = 0
+        while True:
+            if pairs:
+                failed |= await self._exchange(index, pairs, result)
+            if not failed:
+                self._notes.append(f"replaced: {why}")
+                return None
+            if rounds == REPLACEMENT_ROUNDS:
+                return f"{why}; stand-ins failed too: {in_short(failed)}"
+            rounds += 1
+            found = await self._stand_ins(index, failed)
+            if found.failed:
+                return f"{why}; {in_short(found.failed)}"
+            pairs = {new: old for old, new in found.results.items()}
+            failed = {}
+
+    async def _stand_ins(self, index: int, failed: dict[str, str]) -> Result:
+        """Ask for a stand-in for each failed target; those found belong to the operation at once,
+        so that an undo finds them."""
+        replace = self._view.plan.replace
+        assert replace is not None
+        deadline_at = await self._deadline(replace.deadline_s)
+        line = _Line(replace.name, index, replace.per_site, deadline_at, {})
+        found = await self._call(line, list(failed))
+        pairs = {new: old for old, new in found.results.items()}
+        # A stand-in that failed in its turn stood for a target that was taken back already.
+        gone = [self._replacing[t] for t in failed if t in self._replacing]
+        await self._retarget(gone, list(pairs), replacing=pairs)
+        return found
+
+    async def _exchange(self, index: int, pairs: dict[str, str], result: Result) -> dict[str, str]:
+        """Take back what was done to the targets given up, bring their stand-ins to where the
+        others are, and go on with those; returns the stand-ins that failed, with the reason."""
+        self._replacing = dict(pairs)
+        await self._take_back_given_up(index, list(pairs.values()))
+        fresh = list(pairs)
+        failed: dict[str, str] = {}
+        for earlier in range(index + 1):
+            step = self._view.plan.steps[earlier]
+            if step.on == "resource" or not fresh:
+                continue
+            line = _Line(
+                step.name,
+                earlier,
+                step.per_site,
+                await self._deadline(step.deadline_s),
+                dict(step.params),
+            )
+            came = await self._call(line, fresh)
+            fresh = [t for t in fresh if t in set(came.done)]
+            failed |= came.failed
+        left = {new: old for new, old in pairs.items() if new in failed}
+        gone = [old for new, old in pairs.items() if new not in failed]
+        await self._retarget(gone, [], replacing=left)
+        self._replacing = left
+        result.done.extend(fresh)
+        for old in gone:
+            result.failed.pop(old, None)
+        return failed
+
+    async def _take_back_given_up(self, index: int, targets: Sequence[str]) -> None:
+        for earlier in range(index, -1, -1):
+            step = self._view.plan.steps[earlier]
+            if step.undo is None or step.on == "resource":
+                continue
+            going = [t for t in targets if step.service not in self._skip.get(t, ())]
+            for target in await self._take_back(
+                earlier, going, await self._deadline(step.undo_deadline_s)
+            ):
+                self._skip.setdefault(target, set()).add(step.service)
+
+    # --- backward ------------------------------------------------------------------------------
+
+    async def _undo(self, position: int, reason: str) -> None:
+        """Undo from ``position`` down. What cannot be undone is parked and left to a person."""
+        begin = calls.BeginUndo(ref=self._ref, position=position, reason=reason)
+        await self._kit(calls.BEGIN_UNDO, begin)
+        parked = list(self._view.parked)
+        messages = list(self._view.messages)
+        for index in range(position, -1, -1):
+            step = self._view.plan.steps[index]
+            if step.undo is None:
+                continue
+            begun = await self._begin(index, undoing=True)
+            going = [t for t in self._going_back(step) if t not in parked]
+            left = await self._take_back(index, going, begun.deadline_at)
+            result = Result(len(going), [t for t in going if t not in left], left)
+            message = f"{step.undo}: {in_short(left)}" if left else ""
+            if left and step.on == "nodes":
+                parked += left
+                await self._retarget([], [], parked=parked)
+            if left:
+                messages.append(message)
+            await self._end(index, "needs_operator" if left else "undone", result, message)
+            self._leave_if_long()
+        await self._end_undo(parked, messages, reason)
+
+    async def _end_undo(self, parked: list[str], messages: list[str], reason: str) -> None:
+        if not messages:
+            cancelled = reason == CANCELLED
+            state = OperationState.CANCELLED if cancelled else OperationState.FAILED
+            await self._finish(state, reason)
+            return
+        # The other nodes may be somebody else's from now on: a resume must not touch them.
+        await self._retarget([t for t in self._targets if t not in parked], [], parked=parked)
+        await self._finish(
+            OperationState.NEEDS_OPERATOR, f"{reason}; not undone: {'; '.join(messages)}"
+        )
+
+    def _going_back(self, step: PlannedStep) -> list[str]:
+        return [self._view.resource_id] if step.on == "resource" else list(self._targets)
+
+    async def _take_back(
+        self, index: int, targets: Sequence[str], deadline_at: datetime
+    ) -> dict[str, str]:
+        """Call a step's undo; nodes that it could not be done for are parked and returned."""
+        step = self._view.plan.steps[index]
+        assert step.undo is not None
+        line = _Line(
+            step.undo,
+            index,
+            step.per_site,
+            deadline_at,
+            dict(step.params),
+            undoing=True,
+            patient=True,
+        )
+        result = await self._call(line, targets)
+        if result.failed and step.on == "nodes":
+            for side in self._view.plan.park:
+                stuck = await self._side(side, index, result.failed, step.undo, undoing=True)
+                for target, reason in stuck.items():
+                    result.failed[target] += f" ({side.name}: {reason})"
+        return result.failed
+
+    async def _side(
+        self,
+        side: SideStep,
+        index: int,
+        failed: dict[str, str],
+        failing_step: str,
+        *,
+        undoing: bool = False,
+    ) -> dict[str, str]:
+        """Call a side step for failed targets, by reason; returns those that it failed for."""
+        by_reason: dict[str, list[str]] = {}
+        for target, reason in failed.items():
+            by_reason.setdefault(reason, []).append(target)
+        stuck: dict[str, str] = {}
+        for reason, targets in by_reason.items():
+            line = _Line(
+                side.name,
+                index,
+                side.per_site,
+                await self._deadline(side.deadline_s),
+                {"reason": f"{failing_step}: {reason}"[:500]},
+                undoing=undoing,
+                patient=True,
+            )
+            stuck |= (await self._call(line, targets)).failed
+        return stuck
+
+    # --- calls ---------------------------------------------------------------------------------
+
+    async def _call(self, line: _Line, targets: Sequence[str]) -> Result:
+        """Call a step for ``targets`` in batches side by side, until each is done or failed."""
+        result = Result(len(targets))
+        batches = [targets[i : i + BATCH_SIZE] for i in range(0, len(targets), BATCH_SIZE)]
+        await asyncio.gather(*(self._batch(line, tuple(batch), result) for batch in batches))
+        if result.pending:
+            raise _HistoryFullError
+        result.sort(targets)
+        return result
+
+    async def _batch(self, line: _Line, todo: tuple[str, ...], result: Result) -> None:
+        excuse = DEADLINE
+        async with self._slots:
+            while todo:
+                started = workflow.now()
+                if started >= line.deadline_at:
+                    result.fail(todo, excuse)
+                    return
+                if workflow.info().get_current_history_length() > MAX_HISTORY:
+                    result.pending.extend(todo)
+                    return
+                try:
+                    report = await self._activity(line, todo)
+                except ActivityError as error:
+                    cause = _cause(error)
+                    if cause == _STALE_ATTEMPT:
+                        raise
+                    excuse = _reason(error)
+                    if not line.patient and cause != _STORE_UNAVAILABLE:
+                        result.fail(todo, excuse)
+                        return
+                else:
+                    result.add(report)
+                    todo = report.pending
+                await self._report(line, result)
+                if todo and workflow.now() - started < timedelta(seconds=1):
+                    await workflow.sleep(1)
+
+    async def _activity(self, line: _Line, targets: tuple[str, ...]) -> StepReport:
+        self._calls += 1
+        view, ref = self._view, self._ref
+        call = StepCall(
+            operation_id=ref.operation_id,
+            ordering_service=ref.ordering_service,
+            attempt=ref.attempt,
+            generation=view.generation,
+            step=line.name,
+            index=line.index,
+            undoing=line.undoing,
+            batch=f"{ref.continued}.{self._calls}",
+            organization_id=view.organization_id,
+            project_id=view.project_id,
+            site_id=view.site_id,
+            resource_id=view.resource_id,
+            targets=targets,
+            params=line.params,
+            deadline_at=line.deadline_at,
+            trace=view.trace,
+        )
+        queue = f"{line.service}.{view.site_id}" if line.per_site else line.service
+        return await workflow.execute_activity(
+            line.name,
+            call,
+            result_type=StepReport,
+            task_queue=queue,
+            schedule_to_close_timeout=line.deadline_at - workflow.now() + _GRACE,
+            start_to_close_timeout=_ACTIVITY_TIMEOUT,
+            heartbeat_timeout=timedelta(seconds=ref.heartbeat_s),
+            retry_policy=_FOREVER if line.patient else _TEN_TIMES,
+        )
+
+    async def _report(self, line: _Line, result: Result) -> None:
+        """Show progress as batches finish, but seldom: each is an event that people receive."""
+        done = len(result.done)
+        if not line.progress or done == result.total:
+            return
+        now = workflow.now()
+        if self._reported_at is not None and now - self._reported_at < _PROGRESS_EVERY:
+            return
+        self._reported_at = now
+        await self._end(line.index, "running", result, "")
+
+    async def _begin(self, index: int, *, undoing: bool = False) -> calls.StepBegun:
+        self._reported_at = workflow.now()
+        begin = calls.BeginStep(ref=self._ref, index=index, undoing=undoing)
+        return await self._kit(calls.BEGIN_STEP, begin, calls.StepBegun)
+
+    async def _end(
+        self,
+        index: int,
+        state: calls.StepEnd,
+        result: Result,
+        message: str,
+        *,
+        advance: bool = False,
+    ) -> None:
+        await self._kit(
+            calls.END_STEP,
+            calls.EndStep(
+                ref=self._ref,
+                index=index,
+                state=state,
+                done=len(result.done),
+                failed=len(result.failed),
+                message=message,
+                advance=advance,
+            ),
+        )
+
+    async def _finish(self, state: OperationState, reason: str) -> None:
+        await self._kit(calls.FINISH, calls.Finish(ref=self._ref, state=state, reason=reason))
+
+    async def _retarget(
+        self,
+        removed: Sequence[str],
+        added: Sequence[str],
+        *,
+        replacing: Mapping[str, str] | None = None,
+        parked: Sequence[str] = (),
+    ) -> None:
+        gone = set(removed)
+        self._targets = [t for t in self._targets if t not in gone]
+        self._targets += [t for t in added if t not in self._targets]
+        await self._kit(
+            calls.RETARGET,
+            calls.Retarget(
+                ref=self._ref,
+                removed=tuple(removed),
+                added=tuple(added),
+                replacing=dict(replacing or {}),
+                parked=tuple(parked),
+            ),
+        )
+
+    async def _deadline(self, site_seconds: float) -> datetime:
+        ask = calls.Deadline(ref=self._ref, site_seconds=site_seconds)
+        return await self._kit(calls.DEADLINE, ask, datetime)
+
+    async def _kit(self, name: str, argument: Any, answer: type[Any] | None = None) -> Any:
+        """One of the ordering service's own activities; a store that is down is waited for."""
+        return await workflow.execute_activity(
+            name,
+            argument,
+            result_type=answer,
+            task_queue=self._ref.ordering_service,
+            start_to_close_timeout=timedelta(seconds=30),
+            retry_policy=_FOREVER,
+        )
+
+    def _leave_if_long(self) -> None:
+        if workflow.info().get_current_history_length() > MAX_HISTORY:
+            raise _HistoryFullError
+
+
+def _cause(error: ActivityError) -> str | None:
+    return error.cause.type if isinstance(error.cause, ApplicationError) else None
+
+
+def _reason(error: ActivityError) -> str:
+    if isinstance(error.cause, ActivityTimeoutError):
+        return f"{DEADLINE}: {error.activity_type} did not answer in time"
+    return str(error.cause or error)[:300]
