@@ -147,9 +147,10 @@ def _entry(number: int, attribute: BiosAttribute) -> Document:
         "Immutable": attribute.read_only,
         "Hidden": False,
         "DisplayOrder": number,
-        "DefaultValue": attribute.default,
         "ResetRequired": True,
     }
+    if attribute.default != "":
+        entry["DefaultValue"] = attribute.default
     if attribute.values:
         entry["Value"] = [
             {"ValueName": value, "ValueDisplayName": value} for value in attribute.values

@@ -169,7 +169,7 @@ def function(bmc: Bmc, name: str, function_id: str) -> Document:
         physical.name,
         DeviceEnabled=True,
         Status=OK,
-        Links={"PhysicalPortAssignment": link(f"{base}/Ports/{quote(function_id)}")},
+        Links={"PhysicalNetworkPortAssignment": link(f"{base}/Ports/{quote(function_id)}")},
     )
     document["Id"] = function_id
     if isinstance(physical, EthernetPort):

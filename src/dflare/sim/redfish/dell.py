@@ -9,7 +9,6 @@ from dflare.sim.redfish.vendor import BiosAttribute, MediaSlot, Vendor
 _SWITCH = ("Enabled", "Disabled")
 
 _ATTRIBUTES = (
-    BiosAttribute("SystemModelName", "System Model Name", "", read_only=True),
     BiosAttribute("SystemServiceTag", "System Service Tag", "", read_only=True),
     BiosAttribute("SystemBiosVersion", "System BIOS Version", "1.15.2", read_only=True),
     BiosAttribute(

@@ -213,7 +213,7 @@ def dimm(bmc: Bmc, name: str) -> Document:
         CapacityMiB=size_gib * 1024,
         OperatingSpeedMhz=4800,
         ErrorCorrection="MultiBitECC",
-        DeviceLocator=name,
+        Location={"PartLocation": {"ServiceLabel": name, "LocationType": "Slot"}},
         Manufacturer="Samsung",
         SerialNumber=f"{bmc.host.node.serial}-{name.replace('.', '')}",
         Status=OK,
