@@ -283,6 +283,14 @@ def _detail(item: "ComponentStatus") -> str:
     return item.detail
 
 
+def runs(data_dir: Path | None) -> tuple[Layout, bool]:
+    """The layout of a data directory, and whether a platform runs there."""
+    from dflare.embedded import control
+
+    layout = Layout.of(data_dir)
+    return layout, control.running_supervisor(layout) is not None
+
+
 def without_password(url: str) -> str:
     """The URL with its password hidden, for screens."""
     parts = urlsplit(url)

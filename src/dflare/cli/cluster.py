@@ -1,0 +1,208 @@
+"""`dflare cluster`: order, look at, and release clusters."""
+
+from typing import Annotated
+
+import typer
+
+from dflare.cli.client import Api, segment
+from dflare.cli.errors import CliError, ExitCode, Json, UsageError
+from dflare.cli.listing import show_list
+from dflare.cli.ordering import follow_order
+from dflare.cli.output import (
+    AGE,
+    Column,
+    Output,
+    OutputOption,
+    ProjectOption,
+    WaitOption,
+    WatchOption,
+    YesOption,
+    age_cell,
+    columns,
+    confirm,
+    new_console,
+    print_data,
+    print_one,
+    print_table,
+    text_cell,
+)
+
+app = typer.Typer(help="Clusters.", no_args_is_help=True)
+
+
+def register(root: typer.Typer) -> None:
+    """Add `cluster`."""
+    root.add_typer(app, name="cluster")
+
+
+def _pools_cell(pools: list[Json] | None) -> str:
+    return ", ".join(f"{pool['count']} x {pool['node_type']}" for pool in pools or [])
+
+
+LIST = columns("name", "state", Column("NODES", "pools", _pools_cell), "image", AGE, "id")
+SHOW = (
+    *columns("id", "name", "kind", "state", "reason"),
+    Column("SINCE", "since", age_cell),
+    *columns("site_id", "image"),
+    Column("POOLS", "pools", _pools_cell),
+    *columns("ssh_keys", "user_data", "placement", "operation_id", "created_by"),
+    AGE,
+)
+MEMBERS = columns("name", "node_type", "pool", "allocation", "node_id")
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Name; unique in the project.")],
+    nodes: Annotated[int | None, typer.Option("--nodes", "-n", min=1, help="How many.")] = None,
+    node_type: Annotated[str | None, typer.Option("--type", "-t", help="Of which type.")] = None,
+    pool: Annotated[
+        list[str] | None,
+        typer.Option(help="A pool as name=type:count; repeat it for more pools."),
+    ] = None,
+    site: Annotated[str | None, typer.Option(help="Site; not needed where there is one.")] = None,
+    image: Annotated[str, typer.Option(help="Image that the nodes boot.")] = "default",
+    ssh_key: Annotated[
+        list[str] | None, typer.Option(help="SSH key by name; repeat it for more.")
+    ] = None,
+    user_data: Annotated[str | None, typer.Option(help="User data by name.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would get and cost, or why not.")
+    ] = False,
+    wait: WaitOption = False,
+    project: ProjectOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Order a cluster."""
+    body = {
+        "name": name,
+        "site": site,
+        "image": image,
+        "pools": _pools(nodes, node_type, pool or []),
+        "ssh_keys": ssh_key or [],
+        "user_data": user_data,
+    }
+    with Api.of_environment(project) as api:
+        path = f"/projects/{api.project()}/clusters"
+        if dry_run:
+            _print_quote(api.order("POST", path, body, dry_run=True), output)
+            return
+        operation = api.order("POST", path, body)
+        follow_order(
+            api,
+            operation,
+            output,
+            wait=wait,
+            done=f"Cluster {name} is ready; see it by `dflare cluster show {name}`.",
+        )
+
+
+@app.command("list")
+def list_(
+    all_projects: Annotated[
+        bool, typer.Option("--all", "-A", help="Of every project that you may see.")
+    ] = False,
+    deleted: Annotated[bool, typer.Option("--deleted", help="Deleted ones too.")] = False,
+    watch: WatchOption = False,
+    project: ProjectOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List clusters."""
+    with Api.of_environment(project) as api:
+        everywhere = all_projects or not api.context.project
+        path = "/clusters" if everywhere else f"/projects/{api.project()}/clusters"
+        show_list(
+            api,
+            lambda: api.items(path, deleted=deleted or None),
+            (*LIST, *columns("project_id")) if everywhere else LIST,
+            output,
+            watch=watch,
+            types="cluster.",
+            empty="There is no cluster.",
+        )
+
+
+@app.command()
+def show(
+    cluster: Annotated[str, typer.Argument(help="Name or id.")],
+    project: ProjectOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show a cluster and its nodes."""
+    with Api.of_environment(project) as api:
+        item = api.get(_path(api, cluster))
+        print_one(item, SHOW, output)
+        if output is Output.TABLE and item["nodes"]:
+            print()
+            print_table(item["nodes"], MEMBERS)
+
+
+@app.command()
+def delete(
+    cluster: Annotated[str, typer.Argument(help="Name or id.")],
+    yes: YesOption = False,
+    wait: WaitOption = False,
+    project: ProjectOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Release a cluster: its disks are erased, its network closed, its usage ends."""
+    with Api.of_environment(project) as api:
+        path = _path(api, cluster)
+        confirm(f"Release cluster {cluster} and erase its disks?", yes=yes)
+        operation = api.order("DELETE", path)
+        follow_order(api, operation, output, wait=wait, done=f"Cluster {cluster} is released.")
+
+
+def _path(api: Api, cluster: str) -> str:
+    """The path of a cluster; one is found by id even where no project is chosen."""
+    if api.context.project:
+        return f"/projects/{api.project()}/clusters/{segment(cluster)}"
+    fitting = [item for item in api.pages("/clusters") if cluster in (item["id"], item["name"])]
+    if len(fitting) != 1:
+        found = "more than one cluster is" if fitting else "no cluster that you may see is"
+        raise CliError(
+            f"{found} called {cluster!r}",
+            next_step="Say which project by --project; see `dflare cluster list --all`.",
+            exit_code=ExitCode.USAGE if fitting else ExitCode.REFUSED,
+        )
+    return f"/projects/{segment(fitting[0]['project_id'])}/clusters/{segment(fitting[0]['id'])}"
+
+
+def _pools(nodes: int | None, node_type: str | None, pools: list[str]) -> list[Json]:
+    wanted: list[Json] = []
+    if nodes is not None and node_type:
+        wanted.append({"name": "default", "node_type": node_type, "count": nodes})
+    elif nodes is not None or node_type:
+        raise UsageError(
+            "--nodes and --type belong together",
+            next_step="Say both, such as --nodes 16 --type h100-8; see `dflare node types`.",
+        )
+    for text in pools:
+        name, _, rest = text.partition("=")
+        kind, _, count = rest.rpartition(":")
+        if not (name and kind and count.isdecimal() and int(count) > 0):
+            raise UsageError(
+                f"{text!r} is not a pool", next_step="Write name=type:count, as in a=h100-8:16."
+            )
+        wanted.append({"name": name, "node_type": kind, "count": int(count)})
+    if not wanted:
+        raise UsageError(
+            "the order names no nodes",
+            next_step="Add --nodes and --type, or --pool name=type:count.",
+        )
+    return wanted
+
+
+def _print_quote(quote: Json, output: Output) -> None:
+    if output is not Output.TABLE:
+        print_data(quote, output)
+        return
+    console = new_console()
+    lines = [
+        ("nodes", f"{len(quote['nodes'])}: {text_cell(quote['nodes'])}"),
+        ("placement", quote["placement"]),
+        ("price", f"{quote['price_per_hour']} {quote['currency']} an hour"),
+    ]
+    for title, text in lines:
+        console.print(f"{title:<9}  {text}", soft_wrap=True, highlight=False, markup=False)
+    console.print("Nothing was ordered.", highlight=False)
