@@ -5,16 +5,38 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 POOL_SIZE = 10
 """Connections a process may hold (DESIGN section 2)."""
+
+LONGEST_STATEMENT_S = 60
+"""A statement, or a transaction that does nothing, is given up after this: a process that hangs
+must not keep its row locks."""
+
+_TRANSIENT_CLASSES = frozenset({"08", "40", "53", "57"})
+"""SQLSTATE classes: connection, rollback (deadlock), resources, operator (shutdown, start).
+Source: PostgreSQL documentation, appendix A."""
 
 _open_schema: ContextVar[str | None] = ContextVar("open_schema", default=None)
 
 
 class OpenTransactionError(RuntimeError):
     """A programming error: a network call or a second schema inside an open transaction."""
+
+
+class StoreUnavailableError(ConnectionError):
+    """The database does not answer, or gave the transaction up; trying again may help."""
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """Whether an error of the driver says that the database cannot serve now."""
+    if isinstance(error, DBAPIError):
+        state = str(getattr(error.orig, "sqlstate", None) or "")
+        return error.connection_invalidated or state[:2] in _TRANSIENT_CLASSES
+    return isinstance(error, PoolTimeoutError)
 
 
 def role_of(schema: str) -> str:
@@ -49,7 +71,14 @@ class Database:
             max_overflow=0,
             pool_pre_ping=True,
             pool_timeout=30,
-            connect_args={"server_settings": {"application_name": application}, "timeout": 10},
+            connect_args={
+                "server_settings": {
+                    "application_name": application,
+                    "statement_timeout": f"{LONGEST_STATEMENT_S}s",
+                    "idle_in_transaction_session_timeout": f"{LONGEST_STATEMENT_S}s",
+                },
+                "timeout": 10,
+            },
         )
         self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
 
@@ -59,15 +88,22 @@ class Database:
 
         Raises:
             OpenTransactionError: another transaction is open in this task.
+            StoreUnavailableError: the database cannot serve. If that came at the very end, the
+                transaction may have been committed.
         """
         assert_no_transaction(f"transaction of schema {schema}")
-        async with self._sessions() as session, session.begin():
-            token = _open_schema.set(schema)
-            try:
-                await session.execute(text(f"SET LOCAL ROLE {role_of(schema)}"))
-                yield session
-            finally:
-                _open_schema.reset(token)
+        try:
+            async with self._sessions() as session, session.begin():
+                token = _open_schema.set(schema)
+                try:
+                    await session.execute(text(f"SET LOCAL ROLE {role_of(schema)}"))
+                    yield session
+                finally:
+                    _open_schema.reset(token)
+        except (DBAPIError, PoolTimeoutError) as error:
+            if is_unavailable(error):
+                raise StoreUnavailableError(f"the database cannot serve: {error}") from error
+            raise
 
     async def dispose(self) -> None:
         """Close all connections."""

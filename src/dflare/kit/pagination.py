@@ -1,7 +1,7 @@
 """Pages of lists: an opaque cursor and a bounded limit."""
 
 import base64
-import binascii
+from collections.abc import Sequence
 from typing import Annotated, Generic, TypeVar
 
 from fastapi import Query
@@ -24,9 +24,19 @@ class Page(BaseModel, Generic[T]):
     next_cursor: str | None = None
 
 
+def cut(rows: Sequence[T], limit: int) -> tuple[Sequence[T], T | None]:
+    """The page out of ``limit + 1`` rows asked for, and its last row where more follow."""
+    return (rows[:limit], rows[limit - 1]) if len(rows) > limit else (rows, None)
+
+
 def encode_cursor(last_key: str) -> str:
     """The cursor that continues behind the item with ``last_key``."""
     return base64.urlsafe_b64encode(last_key.encode()).decode().rstrip("=")
+
+
+def next_cursor(last_key: str | None) -> str | None:
+    """The cursor of a page whose last key is ``last_key``; none where nothing follows."""
+    return None if last_key is None else encode_cursor(last_key)
 
 
 def decode_cursor(cursor: str | None) -> str | None:
@@ -39,7 +49,7 @@ def decode_cursor(cursor: str | None) -> str | None:
         return None
     try:
         return base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
-    except (binascii.Error, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise InvalidError(
             "the cursor is not one that this API gave",
             next_step="Start again without `cursor`.",

@@ -5,14 +5,17 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
+from dflare.kit.db import is_unavailable
 from dflare.kit.errors import TYPE_BASE, ProblemError
 from dflare.kit.telemetry import log
 
 MEDIA_TYPE = "application/problem+json"
+_DATA_EXCEPTION = "22"
+"""SQLSTATE class of values that a column cannot hold (PostgreSQL documentation, appendix A)."""
 
 
 def render(document: dict[str, Any], headers: dict[str, str] | None = None) -> JSONResponse:
@@ -74,14 +77,45 @@ def install(app: FastAPI) -> None:
                 503,
                 "store-unavailable",
                 "A store does not answer",
-                "The database did not answer; nothing was changed.",
+                "The database cannot serve now; a change that was asked for may have been made.",
                 "Repeat with the same Idempotency-Key; an operator looks with `dflare doctor`.",
             ),
             {"Retry-After": "2"},
         )
 
+    async def on_driver(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, DBAPIError)
+        state = str(getattr(error.orig, "sqlstate", None) or "")
+        if is_unavailable(error):
+            return await on_database(request, error)
+        if state.startswith(_DATA_EXCEPTION):
+            return render(
+                _document(
+                    422,
+                    "invalid",
+                    "Invalid input",
+                    "the request holds a character or a number that cannot be stored",
+                    "Leave out control characters and numbers beyond 64 bits.",
+                )
+            )
+        return await on_unexpected(request, error)
+
+    async def on_unexpected(_: Request, error: Exception) -> JSONResponse:
+        log.error("unexpected_error", exc_info=error)
+        return render(
+            _document(
+                500,
+                "internal",
+                "Internal error",
+                "something failed that nobody foresaw; the log has the details",
+                "Repeat with the same Idempotency-Key; if it stays, tell an operator.",
+            )
+        )
+
     app.add_exception_handler(ProblemError, on_problem)
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)
-    for kind in (InterfaceError, OperationalError, PoolTimeoutError, OSError):
+    app.add_exception_handler(DBAPIError, on_driver)
+    for kind in (PoolTimeoutError, OSError):
         app.add_exception_handler(kind, on_database)
+    app.add_exception_handler(Exception, on_unexpected)

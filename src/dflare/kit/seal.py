@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -33,7 +33,10 @@ class Sealer:
             SealError: the file holds something else.
             OSError: it cannot be read.
         """
-        key = base64.b64decode(path.read_text().strip())
+        try:
+            key = base64.b64decode(path.read_text().strip(), validate=True)
+        except ValueError as error:
+            raise SealError(f"{path} does not hold a key in base64") from error
         if len(key) != 32:
             raise SealError(f"{path} holds {len(key)} bytes, 32 are needed")
         return cls(key)
@@ -52,7 +55,7 @@ class Sealer:
         nonce, body = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:]
         try:
             return self._aead.decrypt(nonce, body, name.encode())
-        except InvalidTag as error:
+        except (InvalidTag, ValueError) as error:
             raise SealError(f"secret {name} does not open with this key") from error
 
 
@@ -67,6 +70,11 @@ async def put_secret(
             index_elements=["name"], set_={"sealed": sealed, "updated_at": func.now()}
         )
     )
+
+
+async def drop_secret(session: AsyncSession, kit: KitTables, name: str) -> None:
+    """Remove the secret ``name`` from the schema, if it is there."""
+    await session.execute(delete(kit.secret).where(kit.secret.c.name == name))
 
 
 async def get_secret(session: AsyncSession, kit: KitTables, sealer: Sealer, name: str) -> bytes:
