@@ -8,15 +8,18 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Depends, Query, WebSocket, WebSocketDisconnect
 from pydantic import BaseModel
+from sqlalchemy import ColumnElement, and_, or_
 
+from dflare.kit import feed_tables
 from dflare.kit.db import Database
 from dflare.kit.errors import GoneError, InvalidError, UnauthenticatedError
-from dflare.kit.feed import FeedEntry, FeedSignal, head_position, read_feed
+from dflare.kit.feed import FeedEntry, FeedSignal, floor_position, head_position, read_feed
 from dflare.kit.pagination import Limit, decode_cursor, encode_cursor
 from dflare.kit.telemetry import log
 from dflare.services.auth.contract import Authorizer, Principal, Scope
@@ -26,6 +29,7 @@ KEPT = 10_000
 HEARTBEAT_S = 15.0
 CLOSE_UNAUTHENTICATED = 4401
 CLOSE_GONE = 4410
+_LAST_POSITION = 2**63 - 1
 
 
 class EventAnswer(BaseModel):
@@ -56,6 +60,18 @@ class Filter:
     prefixes: tuple[str, ...] = ()
     operation_id: str | None = None
 
+    def condition(self, scope: Scope) -> ColumnElement[bool]:
+        """The same as ``takes``, for the database."""
+        columns = feed_tables.log.c
+        wanted = [scope.where(columns.organization_id, columns.project_id)]
+        if self.prefixes:
+            wanted.append(
+                or_(*(columns.type.startswith(p, autoescape=True) for p in self.prefixes))
+            )
+        if self.operation_id is not None:
+            wanted.append(columns.operation_id == self.operation_id)
+        return and_(*wanted)
+
     def takes(self, entry: FeedEntry, scope: Scope) -> bool:
         """Whether ``entry`` passes and the scope covers it."""
         return (
@@ -65,16 +81,16 @@ class Filter:
         )
 
 
-def position_of(cursor: str | None, newest: int) -> int:
-    """The position behind which to go on; the newest for no cursor.
+def position_of(cursor: str | None, default: int) -> int:
+    """The position behind which to go on; ``default`` for no cursor.
 
     Raises:
         InvalidError: the cursor is not one of this API.
     """
     if cursor is None:
-        return newest
+        return default
     text = decode_cursor(cursor)
-    if text is None or not text.isdecimal():
+    if text is None or not text.isdecimal() or int(text) > _LAST_POSITION:
         raise InvalidError(
             "the cursor is not one that this API gave",
             next_step="Subscribe without a cursor to start from now.",
@@ -103,24 +119,32 @@ class EventHub:
 
     database: Database
     signal: FeedSignal
+    heartbeat_s: float = HEARTBEAT_S
     _kept: deque[FeedEntry] = field(default_factory=lambda: deque[FeedEntry](maxlen=KEPT))
-    _newest: int = 0
+    _newest: int | None = None
     _oldest: int = 0
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def run(self) -> None:
         """Keep reading until cancelled."""
         while True:
+            mark = self.signal.mark()
             try:
-                if self._newest == 0:
-                    self._newest = self._oldest = await head_position(self.database)
+                if self._newest is None:
+                    await self._start_at(await head_position(self.database))
+                    continue
                 entries, position = await read_feed(self.database, self._newest)
+            except GoneError:
+                # This process slept longer than events are kept; subscribers find out the same way.
+                self._kept.clear()
+                self._newest = None
+                continue
             except Exception as error:
                 log.warning("event_hub_waits", error=str(error))
                 await asyncio.sleep(1)
                 continue
             if position == self._newest:
-                await self.signal.wait(1.0)
+                await self.signal.wait(1.0, mark)
                 continue
             async with self._changed:
                 self._kept.extend(entries)
@@ -129,25 +153,32 @@ class EventHub:
                     self._oldest = self._kept[0].position - 1
                 self._changed.notify_all()
 
+    async def _start_at(self, position: int) -> None:
+        async with self._changed:
+            self._newest = self._oldest = position
+            self._changed.notify_all()
+
     async def after(self, position: int) -> tuple[list[FeedEntry], int]:
         """Events behind ``position`` and where to go on; waits up to a heartbeat for one.
 
         Raises:
             GoneError: retention removed them.
         """
-        if position < self._oldest or self._newest == 0:
-            return await read_feed(self.database, position)
         async with self._changed:
-            try:
-                await asyncio.wait_for(
-                    self._changed.wait_for(lambda: self._newest > position), HEARTBEAT_S
-                )
-            except TimeoutError:
-                return [], position
-            if position < self._oldest:
-                return [], position
-            fresh = [entry for entry in self._kept if entry.position > position]
-            return fresh, self._newest
+            if not self._behind(position):
+                try:
+                    await asyncio.wait_for(
+                        self._changed.wait_for(lambda: self._behind(position)), self.heartbeat_s
+                    )
+                except TimeoutError:
+                    return [], position
+            if self._newest is not None and position >= self._oldest:
+                newer = takewhile(lambda entry: entry.position > position, reversed(self._kept))
+                return list(newer)[::-1], self._newest
+        return await read_feed(self.database, position)
+
+    def _behind(self, position: int) -> bool:
+        return position < self._oldest or (self._newest is not None and self._newest > position)
 
     async def newest(self) -> int:
         """The position of the newest event of the log."""
@@ -171,19 +202,9 @@ def router(
         operation: str | None = None,
     ) -> EventPage:
         """A page of events behind a cursor (from the oldest kept for an empty one)."""
-        wanted = Filter(_prefixes(types), operation)
-        position = position_of(cursor, 0)
-        scope = authorizer.scope(caller)
-        found: list[FeedEntry] = []
-        while len(found) < limit:
-            entries, position = await read_feed(hub.database, position)
-            if not entries:
-                break
-            fitting = [entry for entry in entries if wanted.takes(entry, scope)]
-            room = limit - len(found)
-            found.extend(fitting[:room])
-            if len(fitting) > room:
-                position = found[-1].position
+        wanted = Filter(_prefixes(types), operation).condition(authorizer.scope(caller))
+        start = position_of(cursor, await floor_position(hub.database))
+        found, position = await read_feed(hub.database, start, condition=wanted, limit=limit)
         return EventPage(
             items=[answer(entry) for entry in found], next_cursor=encode_cursor(str(position))
         )
@@ -238,11 +259,9 @@ def _token(socket: WebSocket, access_token: str | None) -> str:
 
 
 async def _until_closed(socket: WebSocket) -> None:
-    try:
-        while True:
-            await socket.receive_text()
-    except WebSocketDisconnect:
-        return
+    """Return when the subscriber hangs up; what it says is not listened to."""
+    while (await socket.receive())["type"] != "websocket.disconnect":
+        continue
 
 
 async def _send(

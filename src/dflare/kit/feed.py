@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, Protocol, cast
 
 import asyncpg  # pyright: ignore[reportMissingTypeStubs]
-from sqlalchemy import select, text, update
+from sqlalchemy import ColumnElement, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -121,6 +121,12 @@ async def _append(
     await session.execute(text(f"NOTIFY {CHANNEL}"))
 
 
+async def floor_position(database: Database) -> int:
+    """The position behind which every event is still kept; 0 before any retention."""
+    async with database.transaction("feed_reader") as session:
+        return (await session.execute(select(feed_tables.head.c.floor))).scalar_one()
+
+
 async def head_position(database: Database) -> int:
     """The position of the newest event; 0 for an empty log."""
     async with database.transaction("feed_reader") as session:
@@ -132,27 +138,34 @@ async def read_feed(
     after: int,
     *,
     types: frozenset[str] | None = None,
+    condition: ColumnElement[bool] | None = None,
     limit: int = READ_BATCH,
 ) -> tuple[list[FeedEntry], int]:
     """Events behind position ``after`` and the position to continue from.
+
+    ``types`` and ``condition`` (on columns of ``feed_tables.log``) filter in the database.
 
     Raises:
         GoneError: events behind ``after`` were removed by retention; start from a snapshot.
     """
     table, head = feed_tables.log, feed_tables.head
     async with database.transaction("feed_reader") as session:
-        newest, floor = (await session.execute(select(head.c.position, head.c.floor))).one()
-        if after < floor:
-            raise GoneError(
-                f"events up to position {floor} are no longer kept",
-                next_step="Read the resources anew (GET), then subscribe without a cursor.",
-                snapshot="/v1/operations",
-            )
+        newest = (await session.execute(select(head.c.position))).scalar_one()
         query = select(table).where(table.c.position > after, table.c.position <= newest)
         if types is not None:
             query = query.where(table.c.type.in_(types))
+        if condition is not None:
+            query = query.where(condition)
         rows = (
             (await session.execute(query.order_by(table.c.position).limit(limit))).mappings().all()
+        )
+        # Last, so that events which retention removed during the reading are missed aloud.
+        floor = (await session.execute(select(head.c.floor))).scalar_one()
+    if after < floor:
+        raise GoneError(
+            f"events up to position {floor} are no longer kept",
+            next_step="Read the resources anew (GET), then subscribe without a cursor.",
+            snapshot="/v1/operations",
         )
     entries = [FeedEntry(**cast("dict[str, Any]", dict(row))) for row in rows]
     return entries, entries[-1].position if len(entries) == limit else newest
@@ -220,9 +233,14 @@ class FeedSignal:
         self._url = postgres_url
         self._event = asyncio.Event()
 
-    async def wait(self, timeout_s: float) -> None:
-        """Return at the next append, or after ``timeout_s``."""
-        event = self._event
+    def mark(self) -> asyncio.Event:
+        """The present moment. A reader takes it before it reads and gives it to ``wait``, so that
+        an append between the two wakes it at once."""
+        return self._event
+
+    async def wait(self, timeout_s: float, since: asyncio.Event | None = None) -> None:
+        """Return at the first append after ``since`` (or after now), or after ``timeout_s``."""
+        event = since or self._event
         try:
             await asyncio.wait_for(event.wait(), timeout_s)
         except TimeoutError:
@@ -252,6 +270,7 @@ class FeedSignal:
 async def run_projection(database: Database, signal: FeedSignal, projection: Projection) -> None:
     """Keep a projection current until cancelled."""
     while True:
+        mark = signal.mark()
         try:
             applied = await advance(database, projection)
         except Exception as error:
@@ -259,4 +278,4 @@ async def run_projection(database: Database, signal: FeedSignal, projection: Pro
             await asyncio.sleep(1)
             continue
         if applied == 0:
-            await signal.wait(1.0)
+            await signal.wait(1.0, mark)
