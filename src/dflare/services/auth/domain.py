@@ -178,15 +178,19 @@ class SnapshotAuthorizer:
         return self.principal(row.subject_id, token_id=row.id)
 
     def _signed(self, token: str) -> Principal:
-        claims = self._claims(token)
+        claims = self.claims(token)
         for kind, claim in (("token", "api_token"), ("login_session", "sid")):
             gone = kind == "login_session"
             if claim in claims and self.snapshot.has(kind, str(claims[claim])) is gone:
                 raise _unauthenticated("the login that this token came from was revoked")
         return self.principal(str(claims["sub"]), token_id=str(claims.get("jti", "")))
 
-    def _claims(self, token: str) -> dict[str, Any]:
-        """The claims of a valid access token (RFC 9068 section 4)."""
+    def claims(self, token: str) -> dict[str, Any]:
+        """The claims of a valid access token (RFC 9068 section 4).
+
+        Raises:
+            UnauthenticatedError: it is not one, or has expired.
+        """
         try:
             header = jws.extract_compact(token.encode()).headers()
             key = self.snapshot.keys.get(str(header.get("kid")))

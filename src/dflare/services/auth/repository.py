@@ -9,13 +9,14 @@ from joserfc.jwk import RSAKey
 from pydantic import JsonValue
 from sqlalchemy import ColumnElement, Select, false, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
 from dflare.kit import outbox
 from dflare.kit.clock import Clock
 from dflare.kit.db import Database
-from dflare.kit.errors import NotFoundError
+from dflare.kit.errors import ConflictError, NameTakenError, NotFoundError
 from dflare.kit.feed import FeedEntry, Projection
 from dflare.kit.outbox import AuditRecord, Event
 from dflare.services.auth.contract import Principal, Role, RoleBinding, Scope
@@ -59,6 +60,7 @@ KIND_OF: dict[type[Identified], str] = {
 }
 """The resource kind of each mapped class that the API shows."""
 
+_UNIQUE_VIOLATION = "23505"
 _SECRET_COLUMNS = frozenset({"password_hash", "secret_sha256", "failed_logins", "locked_until"})
 
 
@@ -72,7 +74,7 @@ def within(scope: Scope, model: type[Base], own: str | None = None) -> ColumnEle
         organization = columns["id"]
     elif model is Project:
         project = columns["id"]
-    elif model is User and own:
+    elif model in {User, ServiceAccount} and own:
         mine = columns["id"] == own
     elif model is ApiToken and own:
         mine = columns["subject_id"] == own
@@ -114,6 +116,20 @@ async def find(
     if after is not None:
         query = query.where(model.id > after)
     return (await session.scalars(query.order_by(model.id).limit(limit))).all()
+
+
+async def audit_page(
+    session: AsyncSession,
+    scope: Scope,
+    *conditions: ColumnElement[bool],
+    before: str | None = None,
+    limit: int = 500,
+) -> Sequence[AuditEntry]:
+    """Audit entries, the newest first, older than ``before``."""
+    query = select(AuditEntry).where(within(scope, AuditEntry), *conditions)
+    if before is not None:
+        query = query.where(AuditEntry.id < before)
+    return (await session.scalars(query.order_by(AuditEntry.id.desc()).limit(limit))).all()
 
 
 def not_found(model: type[Identified], reference: str) -> NotFoundError:
@@ -364,3 +380,16 @@ async def revoke_logins(
 def projections() -> list[Projection]:
     """The read models of auth, for ``kit.feed.run_projection``."""
     return [AuditProjection(), ClusterUseProjection()]
+
+
+def refusal(error: IntegrityError) -> ConflictError:
+    """What a violated constraint means to the caller."""
+    if getattr(error.orig, "sqlstate", "") == _UNIQUE_VIOLATION:
+        return NameTakenError(
+            "there is one with that name, or the same binding, already",
+            next_step="Choose another name, or use the one that exists.",
+        )
+    return ConflictError(
+        "what this belongs to was removed, or something was put into it, at the same moment",
+        next_step="Look at it again and repeat.",
+    )

@@ -7,7 +7,6 @@ refresh this process's snapshot behind it.
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from dflare.kit.clock import Clock
 from dflare.kit.db import Database
-from dflare.kit.errors import ConflictError, InvalidError, NameTakenError
+from dflare.kit.errors import InvalidError, NameTakenError
 from dflare.kit.etag import check_if_match
 from dflare.kit.ids import new_id
 from dflare.kit.seal import Sealer
@@ -31,9 +30,11 @@ from dflare.services.auth import repository as rows
 from dflare.services.auth.contract import Principal, Role, Scope
 from dflare.services.auth.domain import SnapshotAuthorizer
 from dflare.services.auth.issuer.keys import SigningKeys
+from dflare.services.auth.issuer.logins import kept_password
 from dflare.services.auth.settings import AuthSettings
 from dflare.services.auth.tables import (
     ApiToken,
+    AuditEntry,
     Identified,
     LoginSession,
     OAuthClient,
@@ -48,8 +49,6 @@ SYSTEM = Principal("system", "system", "the platform itself")
 OPERATOR = "operator"
 CLI_CLIENT = "dflare-cli"
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
-
-_UNIQUE_VIOLATION = "23505"
 
 Row_T = TypeVar("Row_T", bound=Identified)
 Subject = User | ServiceAccount
@@ -124,6 +123,29 @@ class AuthService:
             return await rows.find(
                 session, scope, model, *conditions, own=own, after=after, limit=limit
             )
+
+    async def audit(
+        self,
+        scope: Scope,
+        *conditions: ColumnElement[bool],
+        before: str | None = None,
+        limit: int = 500,
+    ) -> Sequence[AuditEntry]:
+        """The audit log of all services within the scope, the newest entries first."""
+        async with self._database.transaction("auth") as session:
+            return await rows.audit_page(session, scope, *conditions, before=before, limit=limit)
+
+    async def organization(self, scope: Scope, reference: str) -> Organization:
+        """An organization by id or name.
+
+        Raises:
+            NotFoundError: none that the scope covers.
+        """
+        named = (Organization.id == reference) | (Organization.name == reference)
+        found = await self.find(scope, Organization, named)
+        if not found:
+            raise rows.not_found(Organization, reference)
+        return found[0]
 
     async def subject(self, scope: Scope, reference: str, *, own: str | None = None) -> Subject:
         """A user by id or name, or a service account by id.
@@ -351,7 +373,7 @@ class AuthService:
         async with self._database.transaction("auth") as session:
             operator = await session.scalar(select(User).where(User.name == OPERATOR))
         if operator is None:
-            password = await asyncio.to_thread(_kept_password, operator_password_file)
+            password = await asyncio.to_thread(kept_password, operator_password_file)
             user = self._user(NewUser(OPERATOR), await domain.hash_password(password))
             grant = self._grant(user.id, Role.OPERATOR, None, None)
             # Where another process was quicker, its user is the one that counts.
@@ -408,7 +430,7 @@ class AuthService:
             async with self._database.transaction("auth") as session:
                 yield session
         except IntegrityError as error:
-            raise _refusal(error) from error
+            raise rows.refusal(error) from error
 
     async def _create(self, by: Principal, *created: Identified) -> None:
         async with self._changing() as session:
@@ -446,33 +468,3 @@ class AuthService:
         for row in changed:
             ids.setdefault(rows.KIND_OF[type(row)], []).append(row.id)
         await self.authorizer.refresh(ids)
-
-
-def _refusal(error: IntegrityError) -> ConflictError:
-    if getattr(error.orig, "sqlstate", "") == _UNIQUE_VIOLATION:
-        return NameTakenError(
-            "there is one with that name, or the same binding, already",
-            next_step="Choose another name, or use the one that exists.",
-        )
-    return ConflictError(
-        "what this belongs to was removed, or something was put into it, at the same moment",
-        next_step="Look at it again and repeat.",
-    )
-
-
-def _kept_password(path: Path) -> str:
-    """The password kept in ``path``, made at the first call. The file is written before the user,
-    so that a password whose file was lost is never the one in use."""
-    if path.exists():
-        return path.read_text().strip()
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(domain.new_secret() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    with contextlib.suppress(FileExistsError):
-        os.link(staged, path)
-    staged.unlink()
-    return path.read_text().strip()

@@ -1,6 +1,9 @@
 """Logins by name and password: checked, counted, locked."""
 
+import contextlib
+import os
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select, update
@@ -61,3 +64,21 @@ class Logins:
         async with self._database.transaction("auth") as session:
             await session.execute(update(User).where(User.id == user.id).values(**values))
             await outbox.record_audit(session, KIT, record)
+
+
+def kept_password(path: Path) -> str:
+    """The password kept in ``path``, made at the first call. The file is written before the user,
+    so that a password whose file was lost is never the one in use."""
+    if path.exists():
+        return path.read_text().strip()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(domain.new_secret() + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    with contextlib.suppress(FileExistsError):
+        os.link(staged, path)
+    staged.unlink()
+    return path.read_text().strip()
