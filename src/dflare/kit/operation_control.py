@@ -172,7 +172,7 @@ async def _begin_anew(
     rows = await session.execute(
         select(step.c.index, step.c.state).where(step.c.operation_id == row["id"])
     )
-    states = {index: state for index, state in rows}
+    states: dict[int, str] = {row["index"]: row["state"] for row in rows.mappings()}
     stuck = [index for index, state in states.items() if state == "needs_operator"]
     undoing = bool(stuck) or "undone" in states.values()
     await session.execute(
