@@ -45,27 +45,30 @@ def dmtf_client(sim: SimHandle, name: str) -> Iterator[HttpClient]:
         client.logout()
 
 
-def sushy_system(sim: SimHandle, name: str) -> sushy.resources.system.system.System:
-    """Sushy's view of the one system."""
-    root = sushy.Sushy(
-        sim.bmc_url(name), username=BMC_USER, password=BMC_PASSWORD, verify=str(sim.ca_file)
-    )
-    return root.get_system()
+@contextmanager
+def sushy_system(sim: SimHandle, name: str) -> Iterator[sushy.resources.system.system.System]:
+    """Sushy's view of the one system, with a session that ends with the view."""
+    auth = sushy.auth.SessionAuth(BMC_USER, BMC_PASSWORD)
+    root = sushy.Sushy(sim.bmc_url(name), auth=auth, verify=str(sim.ca_file))
+    try:
+        yield root.get_system()
+    finally:
+        auth.close()
 
 
 async def test_sushy_reads_the_inventory(sim: SimHandle, host: str) -> None:
     def inventory() -> None:
-        system = sushy_system(sim, host)
-        assert system.manufacturer == "Dell Inc."
-        assert system.serial_number == "SER00001"
-        assert system.memory_summary.size_gib == 2048
-        kinds = [part.processor_type for part in system.processors.get_members()]
-        assert kinds.count(sushy.PROCESSOR_TYPE_CPU) == 2
-        assert kinds.count(sushy.PROCESSOR_TYPE_GPU) == 8
-        assert list(system.ethernet_interfaces.summary) == ["02:00:00:00:00:01"]
-        (storage,) = system.storage.get_members()
-        assert [drive.serial_number for drive in storage.drives] == ["PM00001A", "PM00001B"]
-        assert system.managers[0].firmware_version == "7.10.50.00"
+        with sushy_system(sim, host) as system:
+            assert system.manufacturer == "Dell Inc."
+            assert system.serial_number == "SER00001"
+            assert system.memory_summary.size_gib == 2048
+            kinds = [part.processor_type for part in system.processors.get_members()]
+            assert kinds.count(sushy.PROCESSOR_TYPE_CPU) == 2
+            assert kinds.count(sushy.PROCESSOR_TYPE_GPU) == 8
+            assert list(system.ethernet_interfaces.summary) == ["02:00:00:00:00:01"]
+            (storage,) = system.storage.get_members()
+            assert [drive.serial_number for drive in storage.drives] == ["PM00001A", "PM00001B"]
+            assert system.managers[0].firmware_version == "7.10.50.00"
 
     await asyncio.to_thread(inventory)
 
@@ -74,46 +77,47 @@ async def test_sushy_boots_the_agent_from_virtual_media(
     sim: SimHandle, platform: AgentPlatform, host: str
 ) -> None:
     def boot() -> None:
-        system = sushy_system(sim, host)
-        (cd, _) = system.managers[0].virtual_media.get_members()
-        cd.insert_media(platform.iso_url(host))
-        system.set_system_boot_options(
-            target=sushy.BootSource.CD, enabled=sushy.BootSourceOverrideEnabled.ONCE
-        )
-        system.reset_system(sushy.ResetType.ON)
+        with sushy_system(sim, host) as system:
+            (cd, _) = system.managers[0].virtual_media.get_members()
+            cd.insert_media(platform.iso_url(host))
+            system.set_system_boot_options(
+                target=sushy.BootSource.CD, enabled=sushy.BootSourceOverrideEnabled.ONCE
+            )
+            system.reset_system(sushy.ResetType.ON)
 
     await asyncio.to_thread(boot)
     await sim.until(host, system="agent", power="On")
 
     def look() -> None:
-        system = sushy_system(sim, host)
-        assert system.power_state == sushy.PowerState.ON
-        assert system.boot.enabled == sushy.BootSourceOverrideEnabled.DISABLED
-        assert system.boot_progress.last_state == sushy.BootProgressStates.OS_RUNNING
-        (cd, _) = system.managers[0].virtual_media.get_members()
-        assert cd.inserted
-        cd.eject_media()
+        with sushy_system(sim, host) as system:
+            assert system.power_state == sushy.PowerState.ON
+            assert system.boot.enabled == sushy.BootSourceOverrideEnabled.DISABLED
+            assert system.boot_progress.last_state == sushy.BootProgressStates.OS_RUNNING
+            (cd, _) = system.managers[0].virtual_media.get_members()
+            assert cd.inserted
+            cd.eject_media()
 
     await asyncio.to_thread(look)
 
 
 async def test_sushy_changes_the_bios_at_the_next_reset(sim: SimHandle, host: str) -> None:
     def stage() -> None:
-        system = sushy_system(sim, host)
-        system.bios.set_attributes(
-            {"SubNumaCluster": "2-way"}, apply_time=sushy.APPLY_TIME_ON_RESET
-        )
-        assert system.bios.pending_attributes == {"SubNumaCluster": "2-way"}
-        assert system.bios.attributes["SubNumaCluster"] == "Disabled"
-        entries = system.bios.get_attribute_registry().registry_entries.attributes
-        assert "SubNumaCluster" in {entry.name for entry in entries}
-        system.reset_system(sushy.ResetType.ON)
+        with sushy_system(sim, host) as system:
+            system.bios.set_attributes(
+                {"SubNumaCluster": "2-way"}, apply_time=sushy.APPLY_TIME_ON_RESET
+            )
+            assert system.bios.pending_attributes == {"SubNumaCluster": "2-way"}
+            assert system.bios.attributes["SubNumaCluster"] == "Disabled"
+            entries = system.bios.get_attribute_registry().registry_entries.attributes
+            assert "SubNumaCluster" in {entry.name for entry in entries}
+            system.reset_system(sushy.ResetType.ON)
 
     await asyncio.to_thread(stage)
     await sim.until(host, bios_pending={})
 
     def look() -> None:
-        assert sushy_system(sim, host).bios.attributes["SubNumaCluster"] == "2-way"
+        with sushy_system(sim, host) as system:
+            assert system.bios.attributes["SubNumaCluster"] == "2-way"
 
     await asyncio.to_thread(look)
 
