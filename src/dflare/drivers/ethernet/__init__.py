@@ -1,0 +1,1 @@
+"""Ethernet switches: the port and its drivers."""

@@ -1,0 +1,1 @@
+"""What the drivers of Ethernet and InfiniBand fabrics have in common."""

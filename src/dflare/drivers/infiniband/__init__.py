@@ -1,0 +1,1 @@
+"""InfiniBand fabric managers: the port and its drivers."""
