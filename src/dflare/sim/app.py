@@ -1,6 +1,7 @@
 """The whole data center in one process: BMCs, switches, the InfiniBand manager, the control API."""
 
 import asyncio
+import gc
 import logging
 import signal
 from pathlib import Path
@@ -51,6 +52,8 @@ async def run(config: SimConfig, log_file: Path, ready_file: Path | None) -> Non
         (device_server(app, tls), made)
         for app, made, tls in (*sockets, (control.app(), control_sockets, None))
     ]
+    # What stands until the end needs no look from the collector again and again.
+    gc.freeze()
     serving = [asyncio.create_task(server.serve(made)) for server, made in servers]
     try:
         await asyncio.gather(*(server.ready.wait() for server, _ in servers))

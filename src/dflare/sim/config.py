@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal, Self
 
+import orjson
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -186,4 +187,10 @@ def load(path: Path) -> SimConfig:
         OSError: it cannot be read.
         pydantic.ValidationError: it is not a valid file; the message names the key.
     """
-    return SimConfig.model_validate(yaml.load(path.read_bytes(), Loader=yaml.CSafeLoader))
+    content = path.read_bytes()
+    try:
+        # JSON is YAML too, and its parser needs a hundredth of the time for a large fleet.
+        document: object = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        document = yaml.load(content, Loader=yaml.CSafeLoader)
+    return SimConfig.model_validate(document)
