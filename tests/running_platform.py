@@ -17,7 +17,8 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +31,11 @@ from dflare.cli.oauth import discover, login_by_password
 from dflare.embedded import control
 from dflare.embedded.layout import Layout
 from dflare.embedded.options import UpOptions
-from dflare.embedded.state import ComponentState, read_state
+from dflare.embedded.state import read_state
 from dflare.kit.ids import new_id
 from dflare.site.document import SiteDocument
 from sim_control import SimControl
-from site_files import PlatformWish, write_files
+from site_files import PlatformWish
 
 FINAL = frozenset({"succeeded", "failed", "cancelled", "needs_operator"})
 KILL_SETTINGS = {"DFLARE_HEARTBEAT_S": "2", "DFLARE_STICKY_QUEUE_S": "0.5"}
@@ -91,16 +92,16 @@ class PlatformHandle:
         """Make an organization, a project with limits, a user who may order in it, and its key."""
         organization = await self.made("/v1/organizations", name=name)
         project = await self.made(
-            "/v1/projects", organization_id=organization["id"], name=f"{name}-lab"
+            "/v1/projects", organization=organization["id"], name=f"{name}-lab"
         )
         user = await self.made(
             "/v1/users",
             name=f"{name}-user",
-            organization_id=organization["id"],
+            organization=organization["id"],
             password=f"a long password of {name}",
         )
         await self.made(
-            "/v1/role-bindings", subject=user["id"], role="member", project_id=project["id"]
+            "/v1/role-bindings", subject=user["id"], role="member", project=project["id"]
         )
         for node_type, nodes in quotas.items():
             answer = await self.operator.put(
@@ -180,14 +181,29 @@ class PlatformHandle:
 
     async def until_available(self, count: int, deadline_s: float = 120) -> None:
         """Wait until ``count`` nodes are available."""
-        states: dict[str, int] = {}
-        async with asyncio.timeout(deadline_s) as patience:
-            while states.get("available") != count:
-                states = {}
-                for node in await self.nodes():
-                    states[node["state"]] = states.get(node["state"], 0) + 1
+        states: Counter[str] = Counter()
+
+        async def all_there() -> bool:
+            nonlocal states
+            states = Counter(node["state"] for node in await self.nodes())
+            return states["available"] == count
+
+        try:
+            await self.until(all_there, deadline_s)
+        except TimeoutError:
+            raise AssertionError(f"not {count} nodes are available but {states}") from None
+
+    async def until(self, true: Callable[[], Awaitable[bool]], deadline_s: float = 30) -> None:
+        """Ask until the answer is yes.
+
+        Raises:
+            TimeoutError: it never was.
+        """
+        async with asyncio.timeout(deadline_s):
+            while True:
+                if await true():
+                    return
                 await asyncio.sleep(POLL_S)
-        assert not patience.expired(), states
 
     async def pools(self) -> dict[str, dict[str, int]]:
         """How many identifiers of each kind are in which state."""
@@ -290,11 +306,11 @@ class PlatformHandle:
 
     async def until_healthy(self, deadline_s: float = 60, *, other_than: int | None = None) -> None:
         """Wait until every component is healthy and none is the process ``other_than``."""
-        async with asyncio.timeout(deadline_s):
-            while True:
-                if self._healthy(other_than):
-                    return
-                await asyncio.sleep(POLL_S)
+
+        async def healthy() -> bool:
+            return self._healthy(other_than)
+
+        await self.until(healthy, deadline_s)
 
     def _healthy(self, other_than: int | None) -> bool:
         state = read_state(self.layout.state_file)
@@ -303,16 +319,6 @@ class PlatformHandle:
             and state.is_ready
             and all(process.pid != other_than for process in state.processes)
         )
-
-    async def until_state(self, component: str, *states: ComponentState) -> None:
-        """Wait until a component is in one of these states, as its supervisor sees it."""
-        async with asyncio.timeout(60):
-            while True:
-                state = read_state(self.layout.state_file)
-                items = state.components if state else ()
-                if any(item.name == component and item.state in states for item in items):
-                    return
-                await asyncio.sleep(POLL_S / 2)
 
     @contextmanager
     def supervisor_paused(self) -> Iterator[None]:
@@ -341,7 +347,7 @@ async def running_platform(wish: PlatformWish) -> AsyncIterator[PlatformHandle]:
     root = _fresh_directory()
     layout = Layout.of(root / "data")
     try:
-        document = await asyncio.to_thread(write_files, layout, wish)
+        document = await asyncio.to_thread(wish.write, layout)
         with _environment(wish.environment):
             started = await asyncio.to_thread(control.up, layout, UpOptions(nodes=wish.nodes))
         handle = PlatformHandle(layout, document, started.state.urls)

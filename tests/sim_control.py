@@ -39,6 +39,10 @@ class SimControl:
         """Put a fault in force."""
         return await self._post("/faults", kind=kind, target=target, **more)
 
+    async def speed(self, speed: float) -> None:
+        """Run the site's clock at ``speed`` from now on."""
+        await self._post("/clock", speed=speed)
+
     async def clear_faults(self) -> None:
         """Withdraw every fault."""
         (await self.http.delete("/faults")).raise_for_status()

@@ -1,72 +1,82 @@
 """Writes what a platform under test starts from: its site and the simulator's file."""
 
-import json
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
+from pathlib import Path
 
 from dflare.embedded.layout import Layout
 from dflare.embedded.ports import free_port
-from dflare.site.document import SiteDocument
+from dflare.site.document import NodeType, SiteDocument
 from dflare.site.layout import LayoutOptions, SimPorts
+from dflare.site.load import load_site
 from dflare.site.render import render_data, write_private, write_site
 from dflare.site.simulator_file import simulator_config
 from dflare.site.synthetic import synthetic_site
 
+FLEET = Path(__file__).parent / "data/alibaba-gpu-2023/openb_node_list_gpu_node.csv"
+# Away from the default, so that a platform that runs on this machine is never in the way.
+SYNTHETIC_BASE, FLEET_BASE = "127.60.0.0", "127.64.0.0"
+
 
 @dataclass(frozen=True)
 class PlatformWish:
-    """What to start. ``document`` is the site, or else ``nodes`` like servers are laid out.
+    """What to start: ``nodes`` like servers, or what ``prepare`` writes into the data directory.
 
-    ``times`` replaces durations of simulated hardware (seconds of the site's clock); without it
-    hardware answers at once. ``environment`` goes to every process.
+    ``times`` replaces durations of simulated hardware (seconds of the site's clock, ``speed`` of
+    which pass in one of wall time); without it hardware answers at once and the speed is 1.
+    ``environment`` goes to every process.
     """
 
     nodes: int = 16
-    document: SiteDocument | None = None
+    prepare: Callable[[Layout], SiteDocument] | None = None
     speed: float = 1
     times: Mapping[str, float] | None = None
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     cooldown_s: int = 1
     price_per_node_hour: str | None = None
 
-
-def chosen_ports() -> SimPorts:
-    """Free ports for the simulated devices."""
-    taken: list[int] = []
-    for _ in range(4):
-        taken.append(free_port(taken))
-    return SimPorts(*taken)
+    def write(self, layout: Layout) -> SiteDocument:
+        """Write both files; returns the site."""
+        layout.create()
+        return self.prepare(layout) if self.prepare else _write_synthetic(layout, self)
 
 
-def write_files(layout: Layout, wish: PlatformWish) -> SiteDocument:
-    layout.create()
-    document, ports = wish.document, chosen_ports()
-    if document is None:
-        options = LayoutOptions(
-            name="demo",
-            ports=ports,
-            # Away from the default, so that a platform on this machine is never in the way.
-            address_base=IPv4Address("127.60.0.0"),
-            cooldown_s=wish.cooldown_s,
-        )
-        document = synthetic_site(wish.nodes, options=options)
-    else:
-        ports = _ports_of(document)
-    if wish.price_per_node_hour is not None:
-        data = json.loads(json.dumps([t.model_dump(mode="json") for t in document.node_types]))
-        for node_type in data:
-            node_type["price_per_node_hour"] = wish.price_per_node_hour
-        document = document.model_copy(
-            update={
-                "node_types": tuple(
-                    type(document.node_types[0]).model_validate(node_type) for node_type in data
-                )
-            }
-        )
-    config = simulator_config(
-        document, ports, speed=wish.speed, hardware_time="normal" if wish.times else "zero"
+def import_whole_fleet(layout: Layout) -> SiteDocument:
+    """The 1,213 servers of the list in ``tests/data``, by the program, at 300 times real speed."""
+    ports = _chosen_ports()
+    arguments = {
+        "--output": layout.site_file,
+        "--simulator-file": layout.simulator_file,
+        "--address-base": FLEET_BASE,
+        "--bmc-port": ports.bmc,
+        "--nvue-port": ports.nvue,
+        "--ufm-port": ports.ufm,
+        "--control-port": ports.control,
+        "--speed": 300,
+    }
+    options = [str(part) for pair in arguments.items() for part in pair]
+    program = [sys.executable, "-m", "dflare.cli.main", "site", "import", str(FLEET)]
+    subprocess.run([*program, *options], check=True, capture_output=True, timeout=60)
+    return load_site(layout.site_file)
+
+
+def _write_synthetic(layout: Layout, wish: PlatformWish) -> SiteDocument:
+    ports = _chosen_ports()
+    options = LayoutOptions(
+        name="demo",
+        ports=ports,
+        address_base=IPv4Address(SYNTHETIC_BASE),
+        cooldown_s=wish.cooldown_s,
     )
+    document = synthetic_site(wish.nodes, options=options)
+    if wish.price_per_node_hour is not None:
+        priced = tuple(_priced(one, wish.price_per_node_hour) for one in document.node_types)
+        document = document.model_copy(update={"node_types": priced})
+    hardware_time = "normal" if wish.times else "zero"
+    config = simulator_config(document, ports, speed=wish.speed, hardware_time=hardware_time)
     if wish.times:
         config["times"] = dict(wish.times)
     write_private(layout.simulator_file, render_data(config))
@@ -74,15 +84,13 @@ def write_files(layout: Layout, wish: PlatformWish) -> SiteDocument:
     return document
 
 
-def _ports_of(document: SiteDocument) -> SimPorts:
-    """The ports that a laid-out document names, and a free one for the control interface."""
-    infiniband = document.fabrics.infiniband
-    ports = [
-        int(address.rpartition(":")[2])
-        for address in (
-            document.nodes[0].bmc.address,
-            document.fabrics.ethernet.switches[0].address,
-            infiniband.address if infiniband else ":1",
-        )
-    ]
-    return SimPorts(*ports, control=free_port(ports))
+def _priced(node_type: NodeType, price: str) -> NodeType:
+    data = node_type.model_dump(mode="json") | {"price_per_node_hour": price}
+    return NodeType.model_validate(data)
+
+
+def _chosen_ports() -> SimPorts:
+    taken: list[int] = []
+    for _ in range(4):
+        taken.append(free_port(taken))
+    return SimPorts(*taken)

@@ -15,7 +15,8 @@ import pytest
 
 import judgement
 from judgement import Order, Story
-from running_platform import PlatformWish, running_platform
+from running_platform import running_platform
+from site_files import PlatformWish
 
 NODES, RED, BLUE = 24, 9, 5
 
