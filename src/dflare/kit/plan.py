@@ -33,6 +33,8 @@ class OperationState(StrEnum):
 FINAL_STATES = frozenset(
     {OperationState.SUCCEEDED, OperationState.FAILED, OperationState.CANCELLED}
 )
+RESTING_STATES = FINAL_STATES | {OperationState.NEEDS_OPERATOR}
+"""States in which no workflow runs."""
 
 
 class PlannedStep(_Contract):

@@ -20,13 +20,12 @@ from dflare.kit.clock import Clock
 from dflare.kit.db import Database, assert_no_transaction
 from dflare.kit.operation_calls import OperationRef
 from dflare.kit.operations import change_operation, lock_operation
-from dflare.kit.plan import FINAL_STATES, OperationState
+from dflare.kit.plan import RESTING_STATES
 from dflare.kit.tables import KitTables
 from dflare.kit.telemetry import log
 from dflare.services.orchestrator import repository, workflow
 from dflare.services.orchestrator.service import SCHEMA
 
-_RESTING = (*FINAL_STATES, OperationState.NEEDS_OPERATOR)
 _START_BATCH, _SWEEP_BATCH, _EXPIRE_BATCH = 50, 200, 500
 _SETTLED = timedelta(seconds=2)
 """Age of an operation's last change from which the sweeper asks Temporal about it."""
@@ -59,7 +58,7 @@ class WorkflowStarter:
                     select(table.c.id, table.c.attempt)
                     .where(
                         table.c.started_attempt < table.c.attempt,
-                        table.c.state.not_in(_RESTING),
+                        table.c.state.not_in(RESTING_STATES),
                     )
                     .order_by(table.c.id)
                     .limit(_START_BATCH)
@@ -136,7 +135,7 @@ class Sweeper:
             result = await session.execute(
                 select(table.c.id, table.c.attempt)
                 .where(
-                    table.c.state.not_in(_RESTING),
+                    table.c.state.not_in(RESTING_STATES),
                     table.c.started_attempt == table.c.attempt,
                     table.c.since < self.clock.now() - self.settled,
                 )
@@ -159,7 +158,7 @@ class Sweeper:
     async def _raise_attempt(self, kit: KitTables, operation_id: str, attempt: int) -> int:
         async with self.database.transaction(kit.schema) as session:
             row = await lock_operation(session, kit, operation_id)
-            if row["attempt"] != attempt or row["state"] in _RESTING:
+            if row["attempt"] != attempt or row["state"] in RESTING_STATES:
                 return 0
             await change_operation(session, kit, row, self.clock.now(), attempt=attempt + 1)
         log.warning("operation_started_again", operation_id=operation_id, attempt=attempt + 1)
