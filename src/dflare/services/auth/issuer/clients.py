@@ -7,7 +7,8 @@
 # pyright: reportMissingTypeStubs=false, reportUntypedBaseClass=false
 # pyright: reportIncompatibleVariableOverride=false
 
-from urllib.parse import SplitResult, urlsplit
+import re
+from urllib.parse import urlsplit
 
 from authlib.oauth2.rfc6749 import ClientMixin
 
@@ -95,9 +96,9 @@ def _same_redirect(known: str, given: str) -> bool:
     """Exactly the registered address, but any port on loopback (RFC 8252 section 7.3)."""
     if known == given:
         return True
-    a, b = urlsplit(known), urlsplit(given)
-    return a.hostname in _LOOPBACK and b.username is None and _without_port(a) == _without_port(b)
-
-
-def _without_port(url: SplitResult) -> SplitResult:
-    return url._replace(netloc=url.hostname or "")
+    registered = urlsplit(known)
+    if registered.hostname not in _LOOPBACK:
+        return False
+    before, after = known.split(registered.netloc, 1)
+    pattern = re.escape(before + registered.netloc) + r":[0-9]{1,5}" + re.escape(after)
+    return re.fullmatch(pattern, given) is not None
