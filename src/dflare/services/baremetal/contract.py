@@ -10,10 +10,21 @@ Steps (all on queue ``baremetal.<site>``, targets are nodes):
 - ``power_off@1``; ``erase@1`` (disks, memory, TPM, BIOS defaults; reads back by a second boot).
 - ``free@1``: state ``available``; leaves a node in quarantine or maintenance as it is.
 - ``quarantine@1``: state ``quarantine``, powered off as far as the BMC obeys. Param: ``reason``.
-- ``reboot@1``, ``rescue@1``, ``unrescue@1``, ``reimage@1``: what a tenant may do to its node.
+- ``reboot@1``, ``rescue@1``, ``unrescue@1``, ``reimage@1``: what a tenant may do to its node;
+  ``reimage@1`` writes the disks like ``provision@1`` and is followed by ``start@1``.
+- ``enrol@1``: inventory compared with the declaration, state ``available`` or ``failed``;
+  ``set_aside@1`` lets an operation go on without the nodes that failed.
+
+A step acts on a node only while the claim (or, where nobody claims it, the allocation) names its
+operation; before that event has come its targets are pending.
 
 Events emitted: ``site.declared``, ``node.declared``, ``node.state_changed`` (data below).
-Events consumed: ``cluster.declared`` (boot configuration), ``allocation.changed`` (who holds it).
+Events consumed: ``cluster.declared`` (boot configuration), ``allocation.changed`` (who holds it),
+``claim.changed`` (which operation may act on it).
+
+Sagas ordered here: ``enrol_nodes``, ``reboot_node``, ``rescue_node``, ``unrescue_node``,
+``reimage_node``, ``clean_node`` (the resource is the node; ``enrol_nodes`` of a whole site has the
+site).
 """
 
 from enum import StrEnum

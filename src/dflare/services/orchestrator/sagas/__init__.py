@@ -8,6 +8,10 @@ from collections.abc import Mapping
 from dflare.kit.plan import Plan
 from dflare.services.orchestrator.sagas.create_cluster import CREATE_CLUSTER
 from dflare.services.orchestrator.sagas.delete_cluster import DELETE_CLUSTER
+from dflare.services.orchestrator.sagas.enrol_nodes import ENROL_NODES
+from dflare.services.orchestrator.sagas.node_actions import NODE_ACTIONS
 
-SAGAS: Mapping[str, Plan] = {plan.saga: plan for plan in (CREATE_CLUSTER, DELETE_CLUSTER)}
+SAGAS: Mapping[str, Plan] = {
+    plan.saga: plan for plan in (CREATE_CLUSTER, DELETE_CLUSTER, ENROL_NODES, *NODE_ACTIONS)
+}
 """Every saga by its name."""

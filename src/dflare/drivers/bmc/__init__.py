@@ -1,0 +1,1 @@
+"""Management controllers of servers: the port and its drivers."""

@@ -1,0 +1,170 @@
+"""What baremetal needs of a server's management controller (BMC).
+
+Verbs are re-entrant: each looks at the BMC first and writes only what differs. They return what
+was observed, never what was asked for. A failed call raises ``BmcError``; nothing is retried here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Protocol
+
+
+class BmcError(Exception):
+    """A call to a BMC failed. ``transient``: the same call may succeed later."""
+
+    transient = True
+
+
+class BmcUnreachableError(BmcError):
+    """No connection, no answer in time, or the connection broke."""
+
+
+class BmcFaultError(BmcError):
+    """The BMC answered that it cannot now (5xx, 409, 412, 429)."""
+
+
+class BmcConflictError(BmcFaultError):
+    """The server is, or is becoming, what was asked for (409)."""
+
+
+class BmcRefusedError(BmcError):
+    """The BMC refuses for good: wrong credentials, a missing ability, a malformed request."""
+
+    transient = False
+
+
+@dataclass(frozen=True)
+class BmcAccess:
+    """How to reach a BMC. ``address`` is ``host:port``; the password never shows in ``repr``."""
+
+    address: str
+    username: str
+    password: str = field(repr=False)
+    vendor: str = ""
+
+
+class Power(StrEnum):
+    """Whether the server draws power; ``changing`` is neither for sure."""
+
+    ON = "on"
+    OFF = "off"
+    CHANGING = "changing"
+
+
+class BootTarget(StrEnum):
+    """Where a one-time boot goes."""
+
+    CD = "cd"
+    DISK = "disk"
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A server as its BMC shows it.
+
+    ``os_running`` is that of ``BootProgress``; ``last_reset_at`` and ``progress_at`` are the BMC's
+    own clock, to be compared with each other only. ``health`` is ``OK``, ``Warning``, ``Critical``
+    or empty.
+    """
+
+    power: Power
+    boot_progress: str
+    os_running: bool
+    progress_at: datetime | None
+    last_reset_at: datetime | None
+    health: str
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What stands in the server. MACs are lower case with colons, GUIDs 16 hexadecimal digits.
+
+    ``document`` is the whole of it for people, JSON-like.
+    """
+
+    serial: str
+    manufacturer: str
+    model: str
+    gpus: int
+    macs: frozenset[str]
+    guids: frozenset[str]
+    power: Power
+    document: dict[str, Any]
+
+
+class BiosSetting(StrEnum):
+    """Settings that every vendor names differently; the driver knows the names."""
+
+    PERFORMANCE = "performance"
+    C_STATES_OFF = "c_states_off"
+    NUMA_PER_SOCKET = "numa_per_socket"
+    ASPM_OFF = "aspm_off"
+    IOMMU_ON = "iommu_on"
+
+
+@dataclass(frozen=True)
+class BiosOutcome:
+    """Attributes in force. ``differing`` maps an attribute to (in force, wanted); they wait for a
+    reset. ``staged`` says that this call staged them; ``unsupported`` settings have no attribute on
+    this server.
+    """
+
+    differing: Mapping[str, tuple[str, str]]
+    staged: bool
+    unsupported: tuple[BiosSetting, ...]
+    in_force: Mapping[str, str]
+
+    @property
+    def applied(self) -> bool:
+        """Whether everything wanted is in force."""
+        return not self.differing
+
+
+class BmcDriver(Protocol):
+    """A BMC's verbs. Every one may raise ``BmcError`` and returns within about 30 s."""
+
+    async def inventory(self, bmc: BmcAccess) -> Inventory:
+        """Read the whole inventory."""
+        ...
+
+    async def observe(self, bmc: BmcAccess) -> Observed:
+        """Read power, boot progress and health."""
+        ...
+
+    async def ensure_power(self, bmc: BmcAccess, wanted: Power) -> Observed:
+        """Ask for ``wanted`` (on, or off at once) unless it is so. The answer may show the change
+        under way, or even the state before it: then ``observe`` until it is so."""
+        ...
+
+    async def restart(self, bmc: BmcAccess) -> None:
+        """Reset a running server at once, or turn it on. Not idempotent: call it once a boot."""
+        ...
+
+    async def ensure_boot_once(self, bmc: BmcAccess, target: BootTarget) -> None:
+        """Let the next boot, and that alone, go to ``target``."""
+        ...
+
+    async def ensure_media(self, bmc: BmcAccess, url: str | None) -> str | None:
+        """Insert the image at ``url`` as virtual CD, or eject; returns what is inserted."""
+        ...
+
+    async def ensure_bios(self, bmc: BmcAccess, settings: frozenset[BiosSetting]) -> BiosOutcome:
+        """Compare ``settings`` with the attributes in force and stage what differs for the next
+        reset."""
+        ...
+
+
+class BiosDefaults(Protocol):
+    """An extra ability: factory defaults."""
+
+    async def reset_bios(self, bmc: BmcAccess) -> bool:
+        """Stage factory defaults for the next reset; returns whether the BMC offers it. Does
+        nothing where no attribute differs from them."""
+        ...
+
+    async def changed_bios(self, bmc: BmcAccess) -> tuple[str, ...]:
+        """Writable attributes in force that differ from the registry's defaults; empty where the
+        BMC offers no defaults."""
+        ...

@@ -1,0 +1,114 @@
+"""``BmcDriver`` over Redfish."""
+
+from contextlib import suppress
+from typing import Any
+
+from dflare.drivers.bmc.port import (
+    BiosOutcome,
+    BiosSetting,
+    BmcAccess,
+    BmcConflictError,
+    BmcRefusedError,
+    BootTarget,
+    Inventory,
+    Observed,
+    Power,
+)
+from dflare.drivers.bmc.redfish.bios import BiosSettings
+from dflare.drivers.bmc.redfish.client import RedfishClient
+from dflare.drivers.bmc.redfish.inventory import read_inventory
+from dflare.drivers.bmc.redfish.paths import Finder, SystemPaths
+from dflare.drivers.bmc.redfish.states import observed, power_of
+
+_TARGETS = {BootTarget.CD: "Cd", BootTarget.DISK: "Hdd"}
+
+
+class RedfishDriver:
+    """All BMCs of a process. ``ca_file`` holds the authorities that sign their certificates."""
+
+    def __init__(self, ca_file: str = "") -> None:
+        self._client = RedfishClient(ca_file)
+        self._finder = Finder(self._client)
+        self._bios = BiosSettings(self._client, self._finder)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._client.close()
+
+    async def inventory(self, bmc: BmcAccess) -> Inventory:
+        """See ``BmcDriver``. Paths are looked up anew: enrolment follows a change of hardware."""
+        self._finder.forget(bmc)
+        return await read_inventory(self._client, self._finder, bmc)
+
+    async def observe(self, bmc: BmcAccess) -> Observed:
+        """See ``BmcDriver``."""
+        _, answer = await self._finder.read_system(bmc)
+        return observed(answer.document)
+
+    async def ensure_power(self, bmc: BmcAccess, wanted: Power) -> Observed:
+        """See ``BmcDriver``."""
+        paths, answer = await self._finder.read_system(bmc)
+        if power_of(answer.document) not in (wanted, Power.CHANGING):
+            # Dell answers 409 where the server is on its way there: look once more.
+            with suppress(BmcConflictError):
+                await self._reset(bmc, paths, "On" if wanted is Power.ON else "ForceOff")
+            answer = await self._client.get(bmc, paths.system)
+        return observed(answer.document)
+
+    async def restart(self, bmc: BmcAccess) -> None:
+        """See ``BmcDriver``."""
+        paths = await self._finder.system(bmc)
+        off = await self._power(bmc, paths) is Power.OFF
+        await self._reset(bmc, paths, "On" if off else "ForceRestart")
+
+    async def ensure_boot_once(self, bmc: BmcAccess, target: BootTarget) -> None:
+        """See ``BmcDriver``."""
+        paths, answer = await self._finder.read_system(bmc)
+        boot: dict[str, Any] = answer.document.get("Boot") or {}
+        wanted = {
+            "BootSourceOverrideEnabled": "Once",
+            "BootSourceOverrideTarget": _TARGETS[target],
+        }
+        if any(boot.get(name) != value for name, value in wanted.items()):
+            await self._client.patch(bmc, paths.system, {"Boot": wanted}, answer.etag)
+
+    async def ensure_media(self, bmc: BmcAccess, url: str | None) -> str | None:
+        """See ``BmcDriver``."""
+        media = await self._finder.media(bmc)
+        slot = (await self._client.get(bmc, media.slot)).document
+        present = str(slot["Image"]) if slot.get("Inserted") and slot.get("Image") else None
+        if present == url:
+            return present
+        if present is not None:
+            if media.eject:
+                await self._client.post(bmc, media.eject, {})
+            else:
+                await self._client.patch(bmc, media.slot, {"Image": None, "Inserted": False})
+        if url is not None:
+            body = {"Image": url, "Inserted": True, "WriteProtected": True}
+            if media.insert:
+                await self._client.post(bmc, media.insert, body)
+            else:
+                await self._client.patch(bmc, media.slot, body)
+        slot = (await self._client.get(bmc, media.slot)).document
+        return str(slot["Image"]) if slot.get("Inserted") and slot.get("Image") else None
+
+    async def ensure_bios(self, bmc: BmcAccess, settings: frozenset[BiosSetting]) -> BiosOutcome:
+        """See ``BmcDriver``."""
+        return await self._bios.ensure(bmc, settings)
+
+    async def reset_bios(self, bmc: BmcAccess) -> bool:
+        """See ``BiosDefaults``."""
+        return await self._bios.reset(bmc)
+
+    async def changed_bios(self, bmc: BmcAccess) -> tuple[str, ...]:
+        """See ``BiosDefaults``."""
+        return await self._bios.changed(bmc)
+
+    async def _power(self, bmc: BmcAccess, paths: SystemPaths) -> Power:
+        return power_of((await self._client.get(bmc, paths.system)).document)
+
+    async def _reset(self, bmc: BmcAccess, paths: SystemPaths, kind: str) -> None:
+        if paths.resets and kind not in paths.resets:
+            raise BmcRefusedError(f"{bmc.address} offers no reset {kind}")
+        await self._client.post(bmc, paths.reset, {"ResetType": kind})
