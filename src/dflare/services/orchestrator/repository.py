@@ -340,7 +340,8 @@ async def expired(session: AsyncSession, now: datetime, limit: int) -> list[Allo
 
 @dataclass(frozen=True)
 class ListFilter:
-    """Which items of a list, behind which id, at most how many."""
+    """Which items of a list, behind which id; one more than ``limit`` is read, to see whether more
+    follow."""
 
     after: str | None
     limit: int
@@ -367,7 +368,9 @@ async def list_operations(
             query = query.where(column == value)
     if wanted.after is not None:
         query = query.where(OperationIndex.id < wanted.after)
-    return list(await session.scalars(query.order_by(OperationIndex.id.desc()).limit(wanted.limit)))
+    return list(
+        await session.scalars(query.order_by(OperationIndex.id.desc()).limit(wanted.limit + 1))
+    )
 
 
 async def list_allocations(
@@ -384,11 +387,4 @@ async def list_allocations(
             query = query.where(column == value)
     if wanted.after is not None:
         query = query.where(Allocation.id < wanted.after)
-    return list(await session.scalars(query.order_by(Allocation.id.desc()).limit(wanted.limit)))
-
-
-async def service_of(session: AsyncSession, operation_id: str) -> str | None:
-    """The service that was ordered, as far as the projection knows."""
-    return await session.scalar(
-        select(OperationIndex.service).where(OperationIndex.id == operation_id)
-    )
+    return list(await session.scalars(query.order_by(Allocation.id.desc()).limit(wanted.limit + 1)))

@@ -108,6 +108,11 @@ class OrchestratorService:
             rows = await repository.of_cluster(session, _SCOPE, cluster_id)
         return tuple(_placed(row) for row in rows)
 
+    async def has_reserved(self, operation_id: str) -> bool:
+        """Whether the operation is an order of nodes."""
+        async with self.database.transaction(SCHEMA) as session:
+            return await repository.reservation(session, operation_id) is not None
+
     async def reserve_again(self, operation_id: str) -> Reservation:
         """Reserve what the operation wished for once more, for a retry.
 
