@@ -13,7 +13,7 @@ import dflare
 from dflare.apps import events
 from dflare.apps.http import serve_http
 from dflare.apps.process import Process, run_process
-from dflare.apps.wiring import Platform, build_platform
+from dflare.apps.wiring import Platform
 from dflare.kit import problem
 from dflare.kit.errors import UnauthenticatedError
 from dflare.services.auth.contract import Principal
@@ -103,11 +103,10 @@ async def _limit_body(request: Request, call_next: RequestResponseEndpoint) -> R
 
 async def serve(process: Process) -> None:
     """Start serving; returns when the socket is bound."""
-    platform = await build_platform(process)
+    platform = Platform(process)
+    await platform.start_gateway()
     hub = events.EventHub(process.database, process.feed)
     process.start(hub.run(), "event-hub")
-    for name, work in platform.gateway_tasks():
-        process.start(work, name)
     settings = process.settings
     app = build_app(platform, hub)
     await serve_http(process, app, settings.gateway_host, settings.gateway_port, "http")

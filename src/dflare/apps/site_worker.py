@@ -7,7 +7,7 @@ import asyncio
 
 from dflare.apps.http import serve_http
 from dflare.apps.process import Process, run_process
-from dflare.apps.wiring import Platform, build_platform
+from dflare.apps.wiring import Platform
 from dflare.kit.temporal import build_worker, queue_of
 
 LOOK_EVERY_S = 0.5
@@ -15,7 +15,7 @@ LOOK_EVERY_S = 0.5
 
 async def serve(process: Process) -> None:
     """Start the agents' API and follow the declared sites."""
-    platform = await build_platform(process)
+    platform = Platform(process)
     settings = process.settings
     await serve_http(
         process, platform.agent_app(), settings.agent_host, settings.agent_port, "agent-api"
@@ -30,7 +30,7 @@ async def _follow_sites(process: Process, platform: Platform) -> None:
     while True:
         for site_id in set(await platform.site_ids()) - served:
             served.add(site_id)
-            for service, activities in platform.site_activities(site_id).items():
+            for service, activities in platform.site_activities().items():
                 worker = build_worker(
                     process.temporal,
                     queue_of(service, site_id),
@@ -38,8 +38,6 @@ async def _follow_sites(process: Process, platform: Platform) -> None:
                     activities=activities,
                 )
                 process.start(worker.run(), f"worker-{service}-{site_id}")
-            for name, work in platform.reconcilers(site_id):
-                process.start(work, name)
         await asyncio.sleep(LOOK_EVERY_S)
 
 

@@ -1,7 +1,7 @@
 """Temporal workers and read models of the control plane. ``python -m dflare.apps.worker``."""
 
 from dflare.apps.process import Process, run_process
-from dflare.apps.wiring import build_platform
+from dflare.apps.wiring import Platform
 from dflare.kit.feed import run_projection
 from dflare.kit.temporal import build_worker, queue_of
 from dflare.services.orchestrator.workflow import OperationWorkflow
@@ -9,7 +9,7 @@ from dflare.services.orchestrator.workflow import OperationWorkflow
 
 async def serve(process: Process) -> None:
     """Start a worker for the queue of every service and fold every read model."""
-    platform = await build_platform(process)
+    platform = Platform(process)
     for service, activities in platform.central_activities().items():
         worker = build_worker(
             process.temporal,
@@ -24,8 +24,6 @@ async def serve(process: Process) -> None:
             run_projection(process.database, process.feed, projection),
             f"projection-{projection.name}",
         )
-    for name, work in platform.worker_tasks():
-        process.start(work, name)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,307 @@
+"""The one place that names concrete drivers and joins the services to each other.
+
+A process builds one ``Platform`` and takes from it what its kind serves. Everything is made on
+first use, so that a gateway never constructs a device client.
+"""
+
+import os
+import socket
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.applications import Starlette
+
+from dflare.apps.process import Process
+from dflare.drivers.bmc.redfish.driver import RedfishDriver
+from dflare.drivers.ethernet.nvue import NvueSwitches
+from dflare.drivers.fabric.rest import DeviceRest
+from dflare.drivers.infiniband.ufm import UfmManager
+from dflare.kit.db import Database
+from dflare.kit.feed import Projection
+from dflare.kit.operation_activities import OperationActivities
+from dflare.kit.steps import Step, StepRunner
+from dflare.kit.tables import KitTables
+from dflare.services.auth import api as auth_api
+from dflare.services.auth import api_oidc
+from dflare.services.auth.contract import Authorizer, Principal
+from dflare.services.auth.reconciler import AuthReconciler
+from dflare.services.auth.service import AuthService
+from dflare.services.auth.settings import AuthSettings
+from dflare.services.auth.tables import KIT as AUTH
+from dflare.services.baremetal import activities as baremetal_activities
+from dflare.services.baremetal import api as baremetal_api
+from dflare.services.baremetal import projections as baremetal_projections
+from dflare.services.baremetal.agent_sessions import AgentSessions
+from dflare.services.baremetal.api_agent import AgentApi
+from dflare.services.baremetal.image_files import ImageFiles
+from dflare.services.baremetal.reconciler import NodeReconciler
+from dflare.services.baremetal.service import BaremetalService
+from dflare.services.baremetal.settings import BaremetalSettings
+from dflare.services.baremetal.steps.base import StepParts
+from dflare.services.baremetal.tables import KIT as BAREMETAL
+from dflare.services.clusters import activities as clusters_activities
+from dflare.services.clusters import api as clusters_api
+from dflare.services.clusters.service import ClusterService
+from dflare.services.clusters.service_keys import KeyService
+from dflare.services.clusters.tables import KIT as CLUSTERS
+from dflare.services.metering import activities as metering_activities
+from dflare.services.metering import api as metering_api
+from dflare.services.metering.service import MeteringService
+from dflare.services.metering.tables import KIT as METERING
+from dflare.services.network import activities as network_activities
+from dflare.services.network import projections as network_projections
+from dflare.services.network.ethernet import EthernetFabric
+from dflare.services.network.infiniband import InfinibandFabric
+from dflare.services.network.reconciler import Tools
+from dflare.services.network.settings import NetworkSettings
+from dflare.services.network.signals import Signals
+from dflare.services.network.supervisor import Supervisor
+from dflare.services.network.tables import KIT as NETWORK
+from dflare.services.orchestrator import activities as orchestrator_activities
+from dflare.services.orchestrator import api as orchestrator_api
+from dflare.services.orchestrator import projections as orchestrator_projections
+from dflare.services.orchestrator.service import OrchestratorService
+from dflare.services.orchestrator.tables import KIT as ORCHESTRATOR
+
+SCHEMAS: Mapping[str, KitTables] = {
+    kit.schema: kit for kit in (AUTH, BAREMETAL, CLUSTERS, METERING, NETWORK, ORCHESTRATOR)
+}
+"""Every schema with an outbox, for the relay."""
+
+ORDERING: Mapping[str, KitTables] = {kit.schema: kit for kit in (BAREMETAL, CLUSTERS)}
+"""Schemas of the services that can be ordered: they hold operations."""
+
+Task = tuple[str, Coroutine[Any, Any, None]]
+Activities = Mapping[str, Sequence[Callable[..., Awaitable[Any]]]]
+
+
+@dataclass(frozen=True)
+class Platform:
+    """The services of one process."""
+
+    process: Process
+
+    @property
+    def database(self) -> Database:
+        """The process's connections."""
+        return self.process.database
+
+    @property
+    def authorizer(self) -> Authorizer:
+        """The policy snapshot."""
+        return self.auth.authorizer
+
+    @cached_property
+    def auth(self) -> AuthService:
+        """Auth, with its issuer at the platform's public URL."""
+        process = self.process
+        return AuthService.assemble(
+            process.database,
+            process.sealer,
+            process.clock,
+            AuthSettings.read(),
+            issuer=process.settings.public_url,
+        )
+
+    @cached_property
+    def orchestrator(self) -> OrchestratorService:
+        """Orchestrator, in-process."""
+        return OrchestratorService(self.database, self.process.clock)
+
+    @cached_property
+    def baremetal(self) -> BaremetalService:
+        """Baremetal's synchronous part."""
+        process = self.process
+        return BaremetalService(
+            process.database, process.clock, process.sealer, self.authorizer, self.orchestrator
+        )
+
+    @cached_property
+    def sessions(self) -> AgentSessions:
+        """What agents on nodes and the steps tell each other."""
+        process = self.process
+        return AgentSessions(process.database, process.sealer, process.clock)
+
+    @cached_property
+    def agent_url(self) -> str:
+        """The agents' API as nodes reach it."""
+        settings = self.process.settings
+        own = f"http://{settings.agent_host}:{settings.agent_port}"
+        return BaremetalSettings.read().agent_url or own
+
+    @cached_property
+    def images(self) -> ImageFiles:
+        """Image files that this process serves."""
+        return ImageFiles(Path(self.process.settings.data_dir) / "images", self.agent_url)
+
+    @cached_property
+    def bmc(self) -> RedfishDriver:
+        """The one client of BMCs of this process."""
+        return RedfishDriver(self.process.settings.device_ca_file)
+
+    @cached_property
+    def baremetal_parts(self) -> StepParts:
+        """What baremetal's steps work with."""
+        process = self.process
+        return StepParts(
+            database=process.database,
+            clock=process.clock,
+            sealer=process.sealer,
+            bmc=self.bmc,
+            bios_defaults=self.bmc,
+            sessions=self.sessions,
+            images=self.images,
+            settings=BaremetalSettings.read(),
+            public_url=self.agent_url,
+            speed=process.settings.site_clock_speed,
+        )
+
+    @cached_property
+    def network_settings(self) -> NetworkSettings:
+        """Settings of network."""
+        return NetworkSettings.read()
+
+    @cached_property
+    def signals(self) -> Signals:
+        """How network's steps and reconcilers of this process wake each other."""
+        return Signals()
+
+    def network_tools(self) -> Tools:
+        """What the device reconcilers work with."""
+        process = self.process
+        rest = DeviceRest(
+            ca_file=process.settings.device_ca_file,
+            timeout_s=self.network_settings.request_timeout_s,
+        )
+        return Tools(
+            database=process.database,
+            clock=process.clock,
+            speed=process.settings.site_clock_speed,
+            settings=self.network_settings,
+            sealer=process.sealer,
+            fabrics={
+                "nvue": EthernetFabric(NvueSwitches(rest)),
+                "ufm": InfinibandFabric(UfmManager(rest)),
+            },
+            signals=self.signals,
+            holder=f"{socket.gethostname()}/{os.getpid()}",
+        )
+
+    def routers(self, principal: Callable[..., Awaitable[Principal]]) -> list[APIRouter]:
+        """The API of every service, to be mounted at ``/v1``."""
+        process = self.process
+        clusters = ClusterService(
+            process.database, process.clock, process.sealer, self.authorizer, self.orchestrator
+        )
+        keys = KeyService(process.database, process.clock, process.sealer, self.authorizer)
+        metering = MeteringService(process.database, process.clock, self.authorizer)
+        return [
+            auth_api.router(self.auth, self.authorizer, principal),
+            baremetal_api.router(self.baremetal, self.authorizer, principal),
+            clusters_api.router(clusters, keys, self.authorizer, principal),
+            orchestrator_api.router(self.orchestrator, ORDERING, self.authorizer, principal),
+            metering_api.router(metering, self.authorizer, principal),
+        ]
+
+    def root_routers(self) -> list[APIRouter]:
+        """The issuer's routes, whose places the standards fix."""
+        process = self.process
+        return [
+            api_oidc.router(
+                self.auth,
+                process.database,
+                process.sealer,
+                process.clock,
+                issuer=process.settings.public_url,
+            )
+        ]
+
+    async def start_gateway(self) -> None:
+        """Make what the first start needs, load the policy snapshot and keep it current."""
+        process = self.process
+        secrets = Path(process.settings.data_dir) / "secrets"
+        reconciler = AuthReconciler(
+            process.database,
+            process.feed,
+            self.auth.authorizer,
+            self.auth.keys,
+            self.auth.settings,
+            process.clock,
+        )
+        await self.auth.ensure_bootstrap(secrets / "operator-password")
+        await reconciler.start()
+        process.start(reconciler.run(), "auth")
+
+    def central_activities(self) -> Activities:
+        """Activities of the queues that are no site's: the interpreter's own of each ordering
+        service, and the steps that touch no device."""
+        process = self.process
+        speed = process.settings.site_clock_speed
+        own = {
+            name: OperationActivities(process.database, kit, process.clock, speed).all()
+            for name, kit in ORDERING.items()
+        }
+        clock = process.clock
+        return {
+            **own,
+            "clusters": [
+                *own["clusters"],
+                *self._activities(CLUSTERS, clusters_activities.steps(clock)),
+            ],
+            "orchestrator": self._activities(ORCHESTRATOR, orchestrator_activities.steps(clock)),
+        }
+
+    def site_activities(self) -> Activities:
+        """Activities of a site's queues."""
+        process = self.process
+        network = network_activities.steps(
+            process.database,
+            process.clock,
+            self.network_settings,
+            self.signals,
+            process.settings.site_clock_speed,
+        )
+        baremetal = baremetal_activities.steps(self.baremetal_parts)
+        return {
+            "baremetal": self._activities(BAREMETAL, baremetal),
+            "network": self._activities(NETWORK, network),
+        }
+
+    def _activities(
+        self, kit: KitTables, steps: Sequence[Step[Any]]
+    ) -> list[Callable[..., Awaitable[Any]]]:
+        process = self.process
+        runner = StepRunner(
+            process.database, kit, process.clock, heartbeat_s=process.settings.heartbeat_s
+        )
+        return [runner.activity(step) for step in steps]
+
+    def projections(self) -> list[Projection]:
+        """Every read model."""
+        return [
+            *baremetal_projections.projections(),
+            *clusters_activities.projections(),
+            *metering_activities.projections(),
+            *network_projections.projections(self.process.clock),
+            *orchestrator_projections.projections(),
+        ]
+
+    def agent_app(self) -> Starlette:
+        """The agents' API and boot media."""
+        return AgentApi(self.sessions, self.images, self.agent_url).app()
+
+    def site_tasks(self) -> list[Task]:
+        """What a site worker keeps running beside its steps."""
+        return [
+            ("agent-sessions", self.sessions.run()),
+            ("fabrics", Supervisor(self.network_tools()).run()),
+            ("nodes", NodeReconciler(self.baremetal_parts).run()),
+        ]
+
+    async def site_ids(self) -> list[str]:
+        """The declared sites."""
+        return await self.baremetal.site_ids()
