@@ -60,6 +60,7 @@ def device_server(app: ASGIApp, context: ssl.SSLContext | None) -> DeviceServer:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         date_header=True,
         timeout_keep_alive=120,
         timeout_graceful_shutdown=1,

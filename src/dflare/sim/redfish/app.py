@@ -18,7 +18,6 @@ from dflare.sim.redfish.messages import RedfishError
 from dflare.sim.redfish.personality import personality_of
 from dflare.sim.redfish.routing import Route, Router, Writer, call_get, not_allowed
 from dflare.sim.redfish.schemas import ROOT, metadata_document
-from dflare.sim.redfish.vendor import Vendor
 from dflare.sim.server import drop_connection
 from dflare.sim.world import World
 
@@ -45,8 +44,10 @@ class RedfishApp:
         routers: dict[str, Router] = {}
         self._bmcs: dict[str, tuple[Bmc, Router]] = {}
         for address, host in world.by_bmc_address.items():
-            vendor: Vendor = personality_of(host.node.personality)
-            router = routers.setdefault(vendor.manufacturer, Router(_TABLES, vendor))
+            vendor = personality_of(host.node.personality)
+            router = routers.get(vendor.manufacturer)
+            if router is None:
+                router = routers[vendor.manufacturer] = Router(_TABLES, vendor)
             self._bmcs[address] = (Bmc(host, vendor, config.bmc_credentials), router)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

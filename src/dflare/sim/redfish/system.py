@@ -1,6 +1,7 @@
 """The ComputerSystem and its processors, memory, Ethernet interfaces and secure boot."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import cast
 from urllib.parse import quote
 
@@ -350,8 +351,12 @@ def _gpu_names(bmc: Bmc) -> list[str]:
 
 
 def _dimms(bmc: Bmc) -> dict[str, int]:
+    return _modules(bmc.host.node.memory_gib)
+
+
+@cache
+def _modules(total: int) -> dict[str, int]:
     """Modules by name with their size in GiB; at most 32, larger where the host has more memory."""
-    total = bmc.host.node.memory_gib
     size = max(_DIMM_GIB, -(-total // 32))
     names: dict[str, int] = {}
     while total > 0:
