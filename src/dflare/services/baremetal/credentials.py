@@ -57,7 +57,7 @@ async def open_named(
         select(table.c.name, table.c.sealed).where(table.c.name.in_(names))
     )
     opened: dict[tuple[str, str], tuple[str, str]] = {}
-    for name, sealed in rows.tuples():
+    for name, sealed in rows.all():
         plain = orjson.loads(sealer.open(f"{KIT.schema}/{name}", sealed))
         opened[names[name]] = (plain["username"], plain["password"])
     if missing := [name for name, key in names.items() if key not in opened]:
