@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import ColumnElement, RowMapping, Table, delete, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from dflare.kit.db import Database
-from dflare.kit.errors import IdempotencyMismatchError
+from dflare.kit.errors import ConflictError, IdempotencyMismatchError
 from dflare.kit.ids import new_id
 from dflare.kit.tables import KitTables
 
@@ -28,6 +28,20 @@ class RequestKey:
     route: str
     key: str
     body_sha256: str
+
+    def within(self, table: Table) -> ColumnElement[bool]:
+        """The condition for its row."""
+        return (
+            (table.c.caller == self.caller)
+            & (table.c.route == self.route)
+            & (table.c.key == self.key)
+        )
+
+
+class RequestSupersededError(ConflictError):
+    """A try with the same key was refused meanwhile and yet another one took its place."""
+
+    slug, title, retryable = "request-superseded", "Request superseded", True
 
 
 @dataclass(frozen=True)
@@ -51,27 +65,57 @@ async def begin(database: Database, kit: KitTables, request: RequestKey, now: da
     Raises:
         IdempotencyMismatchError: the key came before with another body.
     """
-    table = kit.idempotency
-    identity = (
-        (table.c.caller == request.caller)
-        & (table.c.route == request.route)
-        & (table.c.key == request.key)
-    )
     async with database.transaction(kit.schema) as session:
-        await session.execute(
-            insert(table)
-            .values(
-                caller=request.caller,
-                route=request.route,
-                key=request.key,
-                body_sha256=request.body_sha256,
-                operation_id=new_id("op"),
-                state="in_progress",
-                created_at=now,
-            )
-            .on_conflict_do_nothing()
+        await _insert(session, kit, request, new_id("op"), now)
+        query = select(kit.idempotency).where(request.within(kit.idempotency))
+        row = (await session.execute(query)).mappings().one()
+    return _begun(request, row)
+
+
+async def earlier(database: Database, kit: KitTables, request: RequestKey) -> Begun | None:
+    """What came of an earlier try of the request, if there was one; starts nothing.
+
+    Raises:
+        IdempotencyMismatchError: the key came before with another body.
+    """
+    async with database.transaction(kit.schema) as session:
+        query = select(kit.idempotency).where(request.within(kit.idempotency))
+        row = (await session.execute(query)).mappings().first()
+    return None if row is None else _begun(request, row)
+
+
+async def claim(session: AsyncSession, kit: KitTables, begun: Begun, now: datetime) -> Begun:
+    """Lock the request's row, first thing in the transaction that writes the resource.
+
+    Of two tries at once the later one finds the earlier one's answer in the result.
+
+    Raises:
+        RequestSupersededError: another operation has the request's key now.
+    """
+    request = begun.request
+    # The row is missing where a try beside this one was refused and forgotten.
+    await _insert(session, kit, request, begun.operation_id, now)
+    query = select(kit.idempotency).where(request.within(kit.idempotency)).with_for_update()
+    claimed = _begun(request, (await session.execute(query)).mappings().one())
+    if claimed.operation_id != begun.operation_id:
+        raise RequestSupersededError(
+            "another try with this idempotency key is under way",
+            next_step="Repeat with the same key to get its answer.",
         )
-        row = (await session.execute(select(table).where(identity))).mappings().one()
+    return claimed
+
+
+async def _insert(
+    session: AsyncSession, kit: KitTables, request: RequestKey, operation_id: str, now: datetime
+) -> None:
+    await session.execute(
+        insert(kit.idempotency)
+        .values(**vars(request), operation_id=operation_id, state="in_progress", created_at=now)
+        .on_conflict_do_nothing()
+    )
+
+
+def _begun(request: RequestKey, row: RowMapping) -> Begun:
     if row["body_sha256"] != request.body_sha256:
         raise IdempotencyMismatchError(
             "this idempotency key was used before with another body",
@@ -83,11 +127,11 @@ async def begin(database: Database, kit: KitTables, request: RequestKey, now: da
 async def complete(
     session: AsyncSession, kit: KitTables, begun: Begun, status: int, answer: dict[str, Any]
 ) -> None:
-    """Store the answer, in the transaction that writes the resource."""
+    """Store the answer, in the transaction that claimed the request and writes the resource."""
     table = kit.idempotency
     await session.execute(
         update(table)
-        .where(table.c.operation_id == begun.operation_id)
+        .where(begun.request.within(table), table.c.operation_id == begun.operation_id)
         .values(state="completed", status=status, answer=answer)
     )
 
@@ -98,6 +142,8 @@ async def forget(database: Database, kit: KitTables, begun: Begun) -> None:
     async with database.transaction(kit.schema) as session:
         await session.execute(
             delete(table).where(
-                table.c.operation_id == begun.operation_id, table.c.state == "in_progress"
+                begun.request.within(table),
+                table.c.operation_id == begun.operation_id,
+                table.c.state == "in_progress",
             )
         )

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from dflare.kit import outbox
 from dflare.kit.clock import Clock
+from dflare.kit.errors import ConflictError
 from dflare.kit.feed import FeedEntry, Projection
 from dflare.kit.plan import StepCall
 from dflare.kit.steps import DONE, Outcome, Step
@@ -16,8 +17,7 @@ from dflare.services.auth.contract import Scope
 from dflare.services.baremetal.contract import SiteDeclared
 from dflare.services.clusters import repository
 from dflare.services.clusters.contract import ClusterState
-from dflare.services.clusters.domain import check_transition
-from dflare.services.clusters.service import cluster_event
+from dflare.services.clusters.domain import ORDER_DEADLINE, check_transition, cluster_event
 from dflare.services.clusters.tables import KIT, KnownSite, Member
 from dflare.services.orchestrator.contract import AllocationFacts
 
@@ -32,21 +32,32 @@ class SetState:
     state: ClusterState
     clock: Clock
 
-    async def load(self, session: AsyncSession, call: StepCall, targets: list[str]) -> None:
-        """Nothing is needed but the row, which ``record`` locks."""
+    async def load(self, session: AsyncSession, call: StepCall, targets: list[str]) -> ClusterState:
+        """The cluster's present state."""
+        cluster = await repository.lock_cluster(session, _SCOPE, call.resource_id)
+        return ClusterState(cluster.state)
 
-    async def act(self, call: StepCall, loaded: None, targets: list[str]) -> dict[str, Outcome]:
-        """A cluster of kind ``bare`` has no software of its own to act on."""
+    async def act(
+        self, call: StepCall, loaded: ClusterState, targets: list[str]
+    ) -> dict[str, Outcome]:
+        """A cluster of kind ``bare`` has no software of its own to act on; a step that comes too
+        late for its cluster fails, since trying again would not help."""
+        try:
+            check_transition(loaded, self.state)
+        except ConflictError as error:
+            return dict.fromkeys(targets, Outcome("failed", error.detail))
         return dict.fromkeys(targets, DONE)
 
     async def record(
         self,
         session: AsyncSession,
         call: StepCall,
-        loaded: None,
+        loaded: ClusterState,
         outcomes: dict[str, Outcome],
     ) -> None:
         """Change the state and emit ``cluster.changed``; repeating changes nothing."""
+        if any(outcome.state == "failed" for outcome in outcomes.values()):
+            return
         cluster = await repository.lock_cluster(session, _SCOPE, call.resource_id)
         old = ClusterState(cluster.state)
         if old is self.state:
@@ -56,7 +67,9 @@ class SetState:
         cluster.reason = (
             f"operation {call.operation_id} was undone" if self.state is ClusterState.FAILED else ""
         )
-        if self.state in {ClusterState.READY, ClusterState.FAILED, ClusterState.DELETED}:
+        if self.state in {ClusterState.CREATING, ClusterState.DELETING}:
+            cluster.deadline = cluster.deadline or self.clock.now() + ORDER_DEADLINE
+        else:
             cluster.deadline = None
         cluster.version += 1
         await session.flush()
@@ -114,7 +127,9 @@ class MembersProjection:
         newest: dict[str, AllocationFacts] = {}
         for entry in entries:
             facts = AllocationFacts.model_validate(entry.data)
-            newest[facts.allocation_id] = facts
+            known = newest.get(facts.allocation_id)
+            if known is None or known.version < facts.version:
+                newest[facts.allocation_id] = facts
         if not newest:
             return
         statement = insert(Member).values(

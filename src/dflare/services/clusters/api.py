@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dflare.kit.errors import InvalidError
 from dflare.kit.etag import etag_of
 from dflare.kit.idempotency import RequestKey, request_key
-from dflare.kit.pagination import Cursor, Limit, Page, decode_cursor, encode_cursor
+from dflare.kit.pagination import Cursor, Limit, Page, decode_cursor, next_cursor
 from dflare.services.auth.contract import Authorizer, Principal, ProjectRef
 from dflare.services.clusters.service import ClusterOrder, ClusterService, ClusterView
 from dflare.services.clusters.service_keys import KeyService
@@ -25,6 +25,10 @@ Name = Annotated[
         description="Lower-case letters, digits and dashes; at most 63 (RFC 1035 label)",
     ),
 ]
+Reference = Annotated[
+    str,
+    Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$", description="Name or id"),
+]
 IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", max_length=200)]
 
 
@@ -36,7 +40,7 @@ class PoolBody(_Body):
     """A node pool: ``count`` nodes of ``node_type``."""
 
     name: Name = "default"
-    node_type: str
+    node_type: Reference
     count: int = Field(ge=1, le=8192)
 
 
@@ -45,11 +49,11 @@ class ClusterBody(_Body):
 
     name: Name
     kind: Literal["bare"] = "bare"
-    site: str | None = None
-    image: str = "base"
+    site: Reference | None = None
+    image: Reference = "base"
     pools: list[PoolBody] = Field(min_length=1, max_length=32)
-    ssh_keys: list[str] = Field(default_factory=list[str], max_length=64)
-    user_data: str | None = None
+    ssh_keys: list[Reference] = Field(default_factory=list[Reference], max_length=64)
+    user_data: Reference | None = None
 
 
 class PoolAnswer(BaseModel):
@@ -202,7 +206,7 @@ def router(
     """The routes, relative to ``/v1``. ``principal`` is the gateway's authentication."""
     routes = APIRouter(tags=["clusters"])
 
-    def project_of(*, caller: Principal = Depends(principal), project: str) -> ProjectRef:
+    async def project_of(*, caller: Principal = Depends(principal), project: str) -> ProjectRef:
         return authorizer.project(authorizer.scope(caller), project)
 
     @routes.post(
@@ -264,9 +268,10 @@ def router(
         limit: int,
         deleted: bool,
     ) -> Page[ClusterAnswer]:
-        views = await clusters.list(caller, project, decode_cursor(cursor), limit, deleted=deleted)
-        more = encode_cursor(views[-1].cluster.id) if len(views) == limit else None
-        return Page(items=[cluster_answer(view) for view in views], next_cursor=more)
+        views, more = await clusters.list(
+            caller, project, decode_cursor(cursor), limit, deleted=deleted
+        )
+        return Page(items=[cluster_answer(view) for view in views], next_cursor=next_cursor(more))
 
     @routes.get("/projects/{project}/clusters/{cluster}")
     async def show_cluster(
@@ -311,7 +316,7 @@ def _ssh_key_routes(
     routes: APIRouter,
     keys: KeyService,
     principal: Callable[..., Awaitable[Principal]],
-    project_of: Callable[..., ProjectRef],
+    project_of: Callable[..., Awaitable[ProjectRef]],
 ) -> None:
     def answer(row: SshKey) -> SshKeyAnswer:
         return SshKeyAnswer.model_validate(row, from_attributes=True)
@@ -335,9 +340,8 @@ def _ssh_key_routes(
         limit: Limit = 100,
     ) -> Page[SshKeyAnswer]:
         """SSH keys of a project."""
-        rows = await keys.list(caller, project, SshKey, decode_cursor(cursor), limit)
-        more = encode_cursor(rows[-1].id) if len(rows) == limit else None
-        return Page(items=[answer(row) for row in rows], next_cursor=more)
+        rows, more = await keys.list(caller, project, SshKey, decode_cursor(cursor), limit)
+        return Page(items=[answer(row) for row in rows], next_cursor=next_cursor(more))
 
     @routes.get("/projects/{project}/ssh-keys/{ssh_key}")
     async def show_ssh_key(
@@ -364,7 +368,7 @@ def _user_data_routes(
     routes: APIRouter,
     keys: KeyService,
     principal: Callable[..., Awaitable[Principal]],
-    project_of: Callable[..., ProjectRef],
+    project_of: Callable[..., Awaitable[ProjectRef]],
 ) -> None:
     def answer(row: UserData) -> UserDataAnswer:
         return UserDataAnswer.model_validate(row, from_attributes=True)
@@ -388,9 +392,8 @@ def _user_data_routes(
         limit: Limit = 100,
     ) -> Page[UserDataAnswer]:
         """User data of a project, without texts."""
-        rows = await keys.list(caller, project, UserData, decode_cursor(cursor), limit)
-        more = encode_cursor(rows[-1].id) if len(rows) == limit else None
-        return Page(items=[answer(row) for row in rows], next_cursor=more)
+        rows, more = await keys.list(caller, project, UserData, decode_cursor(cursor), limit)
+        return Page(items=[answer(row) for row in rows], next_cursor=next_cursor(more))
 
     @routes.get("/projects/{project}/user-data/{user_data}")
     async def show_user_data(

@@ -21,8 +21,6 @@ async def find(
     kind: type[Named],
     project_id: str,
     reference: str,
-    *,
-    lock: bool = False,
 ) -> Named:
     """A resource of a project by id, or by the name of one that is not deleted.
 
@@ -40,8 +38,6 @@ async def find(
     if kind is Cluster:
         query = query.order_by((Cluster.state == ClusterState.DELETED), Cluster.id.desc())
         query = query.where((Cluster.id == reference) | (Cluster.state != ClusterState.DELETED))
-    if lock:
-        query = query.with_for_update()
     found = (await session.scalars(query.limit(1))).first()
     if found is None:
         label = kind.__tablename__.replace("_", " ")
@@ -50,6 +46,23 @@ async def find(
             next_step="List what there is, or check the project that you act in.",
         )
     return found
+
+
+async def keep(
+    session: AsyncSession, scope: Scope, kind: type[Listed], ids: Sequence[str], *, alone: bool
+) -> set[str]:
+    """Lock resources against removal until the transaction ends; returns which still exist.
+
+    Not ``alone``, other orders may refer to them at the same time.
+    """
+    query = select(kind.id).where(
+        scope.where(
+            kind.__table__.c.organization_id,  # pyright: ignore[reportArgumentType]
+            kind.__table__.c.project_id,  # pyright: ignore[reportArgumentType]
+        ),
+        kind.id.in_(ids),
+    )
+    return set(await session.scalars(query.order_by(kind.id).with_for_update(read=not alone)))
 
 
 async def list_named(

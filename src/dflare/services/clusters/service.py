@@ -1,9 +1,10 @@
 """Ordering and reading clusters."""
 
 import base64
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, TypeVar
 
@@ -13,22 +14,28 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from dflare.kit import idempotency, operations, outbox, telemetry
 from dflare.kit.clock import Clock
 from dflare.kit.db import Database
-from dflare.kit.errors import NameTakenError, ProblemError
+from dflare.kit.errors import NameTakenError, NotFoundError, ProblemError
 from dflare.kit.idempotency import Begun, RequestKey
 from dflare.kit.ids import new_id
 from dflare.kit.outbox import AuditRecord, Event
+from dflare.kit.pagination import cut
 from dflare.kit.plan import Plan
 from dflare.kit.seal import Sealer, get_secret
 from dflare.services.auth.contract import Authorizer, Principal, ProjectRef, Resource, Scope
 from dflare.services.clusters import repository
 from dflare.services.clusters.contract import ClusterDeclared, ClusterState
+from dflare.services.clusters.domain import (
+    ORDER_DEADLINE,
+    check_deletable,
+    cluster_event,
+    cluster_id_of,
+)
 from dflare.services.clusters.errors import ClusterBusyError, UnknownKeyError, UnknownSiteError
 from dflare.services.clusters.tables import KIT, Cluster, KnownSite, Member, NodePool, SshKey
 from dflare.services.clusters.tables import UserData as UserDataRow
 from dflare.services.orchestrator.contract import Orchestrator, PoolWish, Reservation, Wishes
 
 SCHEMA = "clusters"
-ORDER_DEADLINE = timedelta(hours=2)
 
 Row = TypeVar("Row", SshKey, UserDataRow)
 
@@ -69,58 +76,6 @@ class _Checked:
     site: KnownSite
     keys: list[SshKey]
     user_data: UserDataRow | None
-
-
-def cluster_id_of(operation_id: str) -> str:
-    """The id of the cluster that a create operation makes: a repeat finds the same."""
-    return "clu_" + operation_id.partition("_")[2]
-
-
-def cluster_document(cluster: Cluster) -> dict[str, Any]:
-    """Public state of a cluster, the data of ``cluster.changed``."""
-    return {
-        "id": cluster.id,
-        "name": cluster.name,
-        "kind": cluster.kind,
-        "organization_id": cluster.organization_id,
-        "project_id": cluster.project_id,
-        "site_id": cluster.site_id,
-        "state": cluster.state,
-        "reason": cluster.reason,
-        "since": cluster.since.isoformat(),
-        "operation_id": cluster.operation_id,
-        "version": cluster.version,
-    }
-
-
-def cluster_event(cluster: Cluster, now: datetime) -> Event:
-    """``cluster.changed`` for a locked cluster."""
-    return Event(
-        type="cluster.changed",
-        resource_kind="cluster",
-        resource_id=cluster.id,
-        resource_version=cluster.version,
-        at=now,
-        data=cluster_document(cluster),
-        organization_id=cluster.organization_id,
-        project_id=cluster.project_id,
-        site_id=cluster.site_id,
-        operation_id=cluster.operation_id,
-    )
-
-
-def _with_request_time(plan: Plan, now: datetime) -> Plan:
-    """Usage ends at the request of release, so the plan carries its time."""
-    return plan.model_copy(
-        update={
-            "steps": tuple(
-                step.model_copy(update={"params": {**step.params, "requested_at": now.isoformat()}})
-                if step.name.startswith("orchestrator.release@")
-                else step
-                for step in plan.steps
-            )
-        }
-    )
 
 
 @dataclass(frozen=True)
@@ -236,6 +191,10 @@ class ClusterService:
         cluster = _new_cluster(principal, project, order, checked, reservation, begun, now)
         try:
             async with self.database.transaction(SCHEMA) as session:
+                claimed = await idempotency.claim(session, KIT, begun, now)
+                if claimed.answer is not None:
+                    return claimed.status or 202, claimed.answer
+                await _keep_references(session, self.authorizer.scope(principal), checked)
                 session.add(cluster)
                 session.add_all(
                     NodePool(
@@ -352,26 +311,43 @@ class ClusterService:
             NotFoundError, ForbiddenError: as DESIGN section 5 says.
             ClusterBusyError: it is being created or deleted.
         """
-        view = await self.get(principal, project, reference)
+        try:
+            view = await self.get(principal, project, reference)
+        except NotFoundError:
+            # By name a released cluster is no longer found; its caller still gets the answer.
+            earlier = await idempotency.earlier(self.database, KIT, request)
+            if earlier is None or earlier.answer is None:
+                raise
+            return earlier.status or 202, earlier.answer
         await self.authorizer.check(principal, "cluster:delete", _resource(view.cluster))
         begun = await idempotency.begin(self.database, KIT, request, self.clock.now())
         if begun.answer is not None:
             return begun.status or 202, begun.answer
-        placed = await self.orchestrator.nodes_of(view.cluster.id)
         scope = self.authorizer.scope(principal)
         try:
+            check_deletable(view.cluster)
+            placed = await self.orchestrator.nodes_of(view.cluster.id)
             with telemetry.span("clusters.delete", operation_id=begun.operation_id):
                 async with self.database.transaction(SCHEMA) as session:
-                    cluster = await repository.lock_cluster(session, scope, view.cluster.id)
-                    _check_deletable(cluster)
                     now = self.clock.now()
+                    claimed = await idempotency.claim(session, KIT, begun, now)
+                    if claimed.answer is not None:
+                        return claimed.status or 202, claimed.answer
+                    cluster = await repository.lock_cluster(session, scope, view.cluster.id)
+                    check_deletable(cluster)
+                    if cluster.version != view.cluster.version:
+                        # Its nodes, read before, may be others now.
+                        raise _changed(cluster)
                     cluster.state, cluster.since, cluster.reason = ClusterState.DELETING, now, ""
                     cluster.deadline = now + ORDER_DEADLINE
                     cluster.operation_id = begun.operation_id
                     cluster.version += 1
                     await session.flush()
                     await outbox.emit(session, KIT, [cluster_event(cluster, now)])
-                    plan = _with_request_time(self.orchestrator.plan("delete_cluster"), now)
+                    # Usage ends at the request of release, so the plan carries its time.
+                    plan = self.orchestrator.plan("delete_cluster").with_params(
+                        "orchestrator.release@1", requested_at=now.isoformat()
+                    )
                     document = await self._store_operation(
                         session,
                         principal,
@@ -408,22 +384,26 @@ class ClusterService:
         limit: int,
         *,
         deleted: bool = False,
-    ) -> list[ClusterView]:
-        """One page of clusters, in order of their ids."""
+    ) -> tuple[list[ClusterView], str | None]:
+        """One page in order of ids, and the id to go on behind where there are more."""
         scope = self.authorizer.scope(principal)
         async with self.database.transaction(SCHEMA) as session:
-            clusters = await repository.list_clusters(
-                session, scope, project.id if project else None, after, limit, deleted=deleted
+            rows = await repository.list_clusters(
+                session, scope, project.id if project else None, after, limit + 1, deleted=deleted
             )
-            pools = await repository.pools_of(session, [cluster.id for cluster in clusters])
+            clusters, last = cut(rows, limit)
+            pools: defaultdict[str, list[NodePool]] = defaultdict(list)
+            for pool in await repository.pools_of(session, [cluster.id for cluster in clusters]):
+                pools[pool.cluster_id].append(pool)
         allowed = await self.authorizer.readable(
             principal, "cluster:read", [_resource(cluster) for cluster in clusters]
         )
-        return [
-            ClusterView(cluster, [p for p in pools if p.cluster_id == cluster.id], [])
+        views = [
+            ClusterView(cluster, pools[cluster.id], [])
             for cluster, may in zip(clusters, allowed, strict=True)
             if may
         ]
+        return views, last.id if last else None
 
 
 def _new_cluster(
@@ -456,18 +436,6 @@ def _new_cluster(
     )
 
 
-def _check_deletable(cluster: Cluster) -> None:
-    state = ClusterState(cluster.state)
-    if state in {ClusterState.READY, ClusterState.FAILED}:
-        return
-    raise ClusterBusyError(
-        f"cluster {cluster.name} is {state}",
-        next_step=f"Cancel its operation first: dflare operation cancel {cluster.operation_id}"
-        if state in {ClusterState.PENDING, ClusterState.CREATING}
-        else f"Follow its release: dflare operation watch {cluster.operation_id}",
-    )
-
-
 def _resource(cluster: Cluster) -> Resource:
     return Resource("cluster", cluster.id, cluster.organization_id, cluster.project_id)
 
@@ -477,6 +445,29 @@ def _name_taken(name: str) -> NameTakenError:
         f"the project has a cluster named {name}",
         next_step="Choose another name, or delete that cluster first.",
     )
+
+
+def _changed(cluster: Cluster) -> ClusterBusyError:
+    return ClusterBusyError(
+        f"cluster {cluster.name} changed at this moment", next_step="Repeat the request."
+    )
+
+
+async def _keep_references(session: AsyncSession, scope: Scope, checked: _Checked) -> None:
+    """What the order refers to stays until it is stored.
+
+    Raises:
+        UnknownKeyError: it was removed since it was looked up.
+    """
+    user_data = [checked.user_data] if checked.user_data else []
+    kept = await repository.keep(
+        session, scope, SshKey, [key.id for key in checked.keys], alone=False
+    ) | await repository.keep(session, scope, UserDataRow, [d.id for d in user_data], alone=False)
+    for row in (*checked.keys, *user_data):
+        if row.id not in kept:
+            raise UnknownKeyError(
+                f"{row.name} was removed at this moment", next_step="List what there is."
+            )
 
 
 async def _reference(

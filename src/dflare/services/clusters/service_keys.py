@@ -15,7 +15,8 @@ from dflare.kit.db import Database
 from dflare.kit.errors import NameTakenError
 from dflare.kit.ids import new_id
 from dflare.kit.outbox import AuditRecord
-from dflare.kit.seal import Sealer, get_secret, put_secret
+from dflare.kit.pagination import cut
+from dflare.kit.seal import Sealer, drop_secret, get_secret, put_secret
 from dflare.services.auth.contract import Authorizer, Principal, ProjectRef, Resource
 from dflare.services.clusters import repository
 from dflare.services.clusters.contract import ClusterState
@@ -91,7 +92,7 @@ class KeyService:
         """User data with its text, for those who may read it."""
         row = await self.get(principal, project, UserData, reference)
         async with self.database.transaction(SCHEMA) as session:
-            content = await get_secret(session, KIT, self.sealer, f"user_data/{row.id}")
+            content = await get_secret(session, KIT, self.sealer, _secret_name(row))
         return row, content.decode()
 
     async def get(
@@ -115,15 +116,17 @@ class KeyService:
         kind: type[Row],
         after: str | None,
         limit: int,
-    ) -> list[Row]:
-        """One page, in order of ids."""
+    ) -> tuple[list[Row], str | None]:
+        """One page in order of ids, and the id to go on behind where there are more."""
         scope = self.authorizer.scope(principal)
         async with self.database.transaction(SCHEMA) as session:
-            rows = await repository.list_named(session, scope, kind, project.id, after, limit)
+            rows = await repository.list_named(session, scope, kind, project.id, after, limit + 1)
+        rows, last = cut(rows, limit)
         allowed = await self.authorizer.readable(
             principal, f"{kind.__tablename__}:read", [_resource(row) for row in rows]
         )
-        return [row for row, may in zip(rows, allowed, strict=True) if may]
+        shown = [row for row, may in zip(rows, allowed, strict=True) if may]
+        return shown, last.id if last else None
 
     async def delete(
         self, principal: Principal, project: ProjectRef, kind: type[Row], reference: str
@@ -137,13 +140,18 @@ class KeyService:
         row = await self.get(principal, project, kind, reference)
         action = f"{kind.__tablename__}:delete"
         await self.authorizer.check(principal, action, _resource(row))
+        scope = self.authorizer.scope(principal)
         async with self.database.transaction(SCHEMA) as session:
+            # Locked first, so that an order which is being stored with it is seen.
+            await repository.keep(session, scope, kind, [row.id], alone=True)
             user = await _used_by(session, row)
             if user is not None:
                 raise InUseError(
                     f"cluster {user} uses {row.name}", next_step="Delete that cluster first."
                 )
             await session.execute(delete_from(kind).where(kind.id == row.id))
+            if isinstance(row, UserData):
+                await drop_secret(session, KIT, _secret_name(row))
             await self._audit(session, principal, row, action)
 
     async def _may(self, principal: Principal, action: str, project: ProjectRef) -> None:
@@ -165,7 +173,7 @@ class KeyService:
                 session.add(row)
                 await session.flush()
                 if secret is not None:
-                    await put_secret(session, KIT, self.sealer, f"user_data/{row.id}", secret)
+                    await put_secret(session, KIT, self.sealer, _secret_name(row), secret)
                 await self._audit(session, principal, row, action)
         except IntegrityError as error:
             raise NameTakenError(
@@ -190,6 +198,10 @@ class KeyService:
                 project_id=row.project_id,
             ),
         )
+
+
+def _secret_name(row: SshKey | UserData) -> str:
+    return f"user_data/{row.id}"
 
 
 def _resource(row: SshKey | UserData) -> Resource:
