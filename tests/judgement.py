@@ -203,11 +203,11 @@ def assert_keys(story: Story) -> None:
             truth = story.hosts_during[name]
             assert truth["ssh_keys_on_disk"] == [tenancy.tenant.public_key], name
             assert truth["ssh_keys_running"] == [tenancy.tenant.public_key], name
-            assert (truth["system"], truth["power"]) == ("tenant", "on"), name
+            assert (truth["system"], truth["power"]) == ("tenant", "On"), name
     taken = frozenset[str]().union(*(t.nodes for t in story.tenancies))
     for name in story.every_host - taken:
         truth = story.hosts_during[name]
-        assert (truth["ssh_keys_on_disk"], truth["power"]) == ([], "off"), name
+        assert (truth["ssh_keys_on_disk"], truth["power"]) == ([], "Off"), name
 
 
 def assert_secrets_stood(story: Story) -> None:
@@ -231,7 +231,7 @@ def assert_clean(story: Story) -> None:
         truth = story.hosts_after[name]
         assert all(disk["blank"] for disk in truth["disks"]), name
         assert truth["ssh_keys_on_disk"] == [], name
-        assert (truth["power"], truth["tpm_owned"], truth["bios"]) == ("off", False, {}), name
+        assert (truth["power"], truth["tpm_owned"], truth["bios"]) == ("Off", False, {}), name
         assert truth["virtual_media"] == {}, name
     assert story.node_states_after == ["available"] * len(story.every_host)
 
