@@ -80,7 +80,7 @@ async def claim(
                 WHERE (l.holder = :holder OR l.held_until < now())
                   AND (CAST(:sites AS text[]) IS NULL OR l.site_id = ANY(CAST(:sites AS text[])))
                 ORDER BY l.device_id
-                FOR UPDATE SKIP LOCKED
+                FOR NO KEY UPDATE
             )
             UPDATE network.device_lease AS l
             SET holder = :holder, held_until = now() + make_interval(secs => :lease)
@@ -297,9 +297,9 @@ async def record(
         LeaseLostError: another process holds the device now; its observations count.
     """
     lease = await session.scalar(
-        select(DeviceLease.device_id)
-        .where(DeviceLease.device_id == view.device_id, DeviceLease.holder == holder)
-        .with_for_update(read=True)
+        select(DeviceLease.device_id).where(
+            DeviceLease.device_id == view.device_id, DeviceLease.holder == holder
+        )
     )
     if lease is None:
         raise LeaseLostError(view.device_id)

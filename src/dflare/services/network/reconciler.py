@@ -7,12 +7,16 @@ another transaction. A write whose outcome is unknown keeps its intent open unti
 Source: DESIGN section 5, "One actor a thing" and "Epochs and intents".
 """
 
+import asyncio
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, cast
+
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from dflare.drivers.fabric.port import DeviceAccess, DeviceError, DeviceUnreachableError
 from dflare.kit.clock import Clock, hardware_timeout_s
@@ -29,6 +33,8 @@ from dflare.services.network.signals import Signals
 from dflare.services.network.tables import Device
 
 SCHEMA = "network"
+TRANSACTIONS = 5
+"""Transactions of a process's reconcilers at once; the other connections are for its steps."""
 _NEVER = datetime.max.replace(tzinfo=UTC)
 _QUICK_MOST_S = 2.0
 
@@ -48,6 +54,13 @@ class Tools:
     fabrics: Mapping[str, Fabric[Any, Any]]
     signals: Signals
     holder: str
+    gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(TRANSACTIONS))
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[AsyncSession]:
+        """A transaction of a reconciler, when it is its turn."""
+        async with self.gate, self.database.transaction(SCHEMA) as session:
+            yield session
 
     @property
     def lands_within_s(self) -> float:
@@ -88,17 +101,22 @@ class DeviceReconciler:
         """Pass after pass; ends when the lease is lost."""
         tools, state = self._tools, self._state
         while True:
+            tools.signals.begun(self._device_id)
             try:
                 rest_s = await self.reconcile()
             except LeaseLostError:
+                log.info("lease_lost", device=self._device_id)
                 return
             except Exception as error:
-                if not isinstance(error, DeviceError):
+                if isinstance(error, DeviceError):
+                    log.info("device_failed", device=self._device_id, error=str(error))
+                else:
                     log.exception("reconcile_failed", device=self._device_id, error=str(error))
                 state.seen = None
-                rest_s = self._backoff_s()
-                await tools.clock.sleep(rest_s)
+                await tools.clock.sleep(self._backoff_s())
                 continue
+            finally:
+                tools.signals.over(self._device_id)
             if not await tools.signals.wanted(self._device_id, rest_s) and not state.quick:
                 # Nobody asked: this is the periodic read-back that finds drift.
                 state.seen = None
@@ -132,7 +150,7 @@ class DeviceReconciler:
     async def _look(self) -> None:
         """The first observation, or one after a failure or a quiet time."""
         tools, state = self._tools, self._state
-        async with tools.database.transaction(SCHEMA) as session:
+        async with tools.transaction() as session:
             devices = await device_rows.find_devices(session, [self._device_id])
         if not devices:
             raise LeaseLostError(self._device_id)
@@ -148,7 +166,7 @@ class DeviceReconciler:
         """The difference, and the committed intents of what is going to be written."""
         tools, state = self._tools, self._state
         fabric = self._fabric()
-        async with tools.database.transaction(SCHEMA) as session:
+        async with tools.transaction() as session:
             view = await device_rows.load_view(session, self._device_id, tools.holder)
             in_flight = frozenset[PortVersion]().union(
                 *(sent.ports for sent in state.sent.values() if sent.jobs)
@@ -172,7 +190,7 @@ class DeviceReconciler:
     ) -> Written | None:
         """Write, unless the last look refuses it; then nothing has left."""
         tools = self._tools
-        async with tools.database.transaction(SCHEMA) as session:
+        async with tools.transaction() as session:
             now = tools.clock.now()
             if not await device_rows.may_leave(
                 session, self._device_id, tools.holder, intents, now
@@ -218,7 +236,7 @@ class DeviceReconciler:
             read_at=read_at,
             repaired=_drifted(view, plan) if intents else 0,
         )
-        async with tools.database.transaction(SCHEMA) as session:
+        async with tools.transaction() as session:
             return await device_rows.record(session, view, tools.holder, done, tools.clock.now())
 
     async def _settle(self, fates: Mapping[str, tuple[tuple[str, ...], bool, datetime]]) -> Settled:
@@ -252,7 +270,7 @@ class DeviceReconciler:
     ) -> None:
         tools = self._tools
         health, reason = _failure(error)
-        async with tools.database.transaction(SCHEMA) as session:
+        async with tools.transaction() as session:
             await device_rows.record_failure(
                 session, self._device_id, waiting, health, reason, tools.clock.now()
             )

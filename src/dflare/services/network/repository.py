@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select, text, update
+from sqlalchemy import ColumnElement, and_, exists, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -29,7 +29,6 @@ from dflare.services.network.tables import (
     Network,
     NetworkDevice,
     NodeAllocation,
-    Port,
     PortDesired,
     PortObserved,
     Site,
@@ -312,39 +311,25 @@ async def unanswered(session: AsyncSession, asked: dict[str, int]) -> dict[str, 
     }
 
 
-def _unmet() -> Select[str, str, str]:
-    """Ports whose last read-back is not what is desired, or is older than that."""
-    return (
-        select(PortDesired.node_id, PortDesired.device_id, Port.name)
-        .join(Port, Port.id == PortDesired.port_id)
+async def unmet_ports(session: AsyncSession, node_ids: Sequence[str]) -> dict[str, list[str]]:
+    """For each node that has any: its devices with ports that were not seen as desired yet."""
+    rows = await session.execute(
+        select(PortDesired.node_id, PortDesired.device_id)
+        .distinct()
         .outerjoin(PortObserved, PortObserved.port_id == PortDesired.port_id)
         .where(
+            PortDesired.node_id.in_(node_ids),
             or_(
                 PortObserved.port_id.is_(None),
                 ~PortObserved.matches,
                 PortObserved.compared_version != PortDesired.version,
-            )
+            ),
         )
     )
-
-
-async def unmet_ports(session: AsyncSession, node_ids: Sequence[str]) -> dict[str, list[str]]:
-    """For each node that has any: its devices with ports that were not seen as desired yet."""
-    rows = await session.execute(_unmet().where(PortDesired.node_id.in_(node_ids)))
     found: dict[str, list[str]] = {}
-    for node_id, device_id, _ in rows:
-        devices = found.setdefault(node_id, [])
-        if device_id not in devices:
-            devices.append(device_id)
+    for node_id, device_id in rows:
+        found.setdefault(node_id, []).append(device_id)
     return found
-
-
-async def waiting_ports(session: AsyncSession, site_id: str) -> list[tuple[str, str, str]]:
-    """(device, node, port) of what would be written at a frozen site, or is on its way."""
-    rows = await session.execute(
-        _unmet().where(Port.site_id == site_id).order_by(PortDesired.device_id, Port.name)
-    )
-    return [(device_id, node_id, name) for node_id, device_id, name in rows]
 
 
 async def not_of_network(

@@ -12,6 +12,7 @@ class Signals:
 
     def __init__(self) -> None:
         self._wanted: dict[str, asyncio.Event] = {}
+        self._busy: set[str] = set()
         self._passes: dict[str, int] = {}
         self._any = asyncio.Event()
 
@@ -19,6 +20,19 @@ class Signals:
         """Let the reconcilers of these devices look at once."""
         for device_id in device_ids:
             self._wanted.setdefault(device_id, asyncio.Event()).set()
+
+    def remind(self, device_ids: Iterable[str]) -> None:
+        """Wake those that are not in the middle of a pass, which looks for more at its end."""
+        self.wake(set(device_ids) - self._busy)
+
+    def begun(self, device_id: str) -> None:
+        """A pass begins: it sees everything that the device was woken for until now."""
+        self._busy.add(device_id)
+        self._wanted.setdefault(device_id, asyncio.Event()).clear()
+
+    def over(self, device_id: str) -> None:
+        """The pass is over, whatever came of it."""
+        self._busy.discard(device_id)
 
     async def wanted(self, device_id: str, timeout_s: float) -> bool:
         """Return when the device is woken, or after ``timeout_s``; whether it was woken."""
@@ -28,7 +42,6 @@ class Signals:
                 await event.wait()
         except TimeoutError:
             return False
-        event.clear()
         return True
 
     def passed(self, device_id: str) -> None:

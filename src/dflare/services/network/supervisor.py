@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from dflare.kit.db import Database
 from dflare.kit.telemetry import log
 from dflare.services.network import device_rows, pools, repository
 from dflare.services.network.reconciler import SCHEMA, DeviceReconciler, Tools
@@ -19,6 +20,10 @@ class Supervisor:
         self._tools = tools
         self._site_ids = None if site_ids is None else list(site_ids)
         self._running: dict[str, asyncio.Task[None]] = {}
+        # Renewing leases must not queue behind the work that depends on them.
+        self._leases = Database(
+            tools.database.url, application=f"dflare-leases-{tools.holder}", pool_size=1
+        )
 
     async def run(self) -> None:
         """Hold leases and keep a reconciler for each; give the leases up at the end."""
@@ -37,8 +42,9 @@ class Supervisor:
         finally:
             await self._stop([sweeping, *self._running.values()])
             with contextlib.suppress(SQLAlchemyError, OSError):
-                async with self._tools.database.transaction(SCHEMA) as session:
+                async with self._leases.transaction(SCHEMA) as session:
                     await device_rows.let_go(session, self._tools.holder)
+            await self._leases.dispose()
 
     async def sweep(self) -> None:
         """Release networks that have drained, free identifiers that have cooled down, and forget
@@ -58,13 +64,13 @@ class Supervisor:
 
     async def _claim(self) -> None:
         tools = self._tools
-        async with tools.database.transaction(SCHEMA) as session:
+        async with self._leases.transaction(SCHEMA) as session:
             held = await device_rows.claim(
                 session, tools.holder, self._site_ids, tools.settings.lease_s
             )
             behind = await device_rows.devices_behind(session, held)
         await self._follow(set(held))
-        tools.signals.wake(behind)
+        tools.signals.remind(behind)
 
     async def _follow(self, held: set[str]) -> None:
         """Start what is newly held, end what is not any more."""
