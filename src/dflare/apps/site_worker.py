@@ -8,7 +8,7 @@ import asyncio
 from dflare.apps.http import serve_http
 from dflare.apps.process import Process, run_process
 from dflare.apps.wiring import Platform
-from dflare.kit.temporal import build_worker, queue_of
+from dflare.kit.temporal import build_worker, connect_for_workers, queue_of
 
 LOOK_EVERY_S = 0.5
 
@@ -27,12 +27,13 @@ async def serve(process: Process) -> None:
 
 async def _follow_sites(process: Process, platform: Platform) -> None:
     served: set[str] = set()
+    temporal = await connect_for_workers(process.settings)
     while True:
         for site_id in set(await platform.site_ids()) - served:
             served.add(site_id)
             for service, activities in platform.site_activities().items():
                 worker = build_worker(
-                    process.temporal,
+                    temporal,
                     queue_of(service, site_id),
                     process.settings,
                     activities=activities,

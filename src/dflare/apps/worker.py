@@ -3,16 +3,17 @@
 from dflare.apps.process import Process, run_process
 from dflare.apps.wiring import Platform
 from dflare.kit.feed import run_projection
-from dflare.kit.temporal import build_worker, queue_of
+from dflare.kit.temporal import build_worker, connect_for_workers, queue_of
 from dflare.services.orchestrator.workflow import OperationWorkflow
 
 
 async def serve(process: Process) -> None:
     """Start a worker for the queue of every service and fold every read model."""
     platform = Platform(process)
+    temporal = await connect_for_workers(process.settings)
     for service, activities in platform.central_activities().items():
         worker = build_worker(
-            process.temporal,
+            temporal,
             queue_of(service),
             process.settings,
             activities=activities,

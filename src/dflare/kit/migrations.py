@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from alembic import command, context
 from alembic.autogenerate import compare_metadata
@@ -152,6 +153,29 @@ async def differences(
         await engine.dispose()
 
 
+async def ensure_database(postgres_url: str) -> None:
+    """Create the URL's database if the server lacks it; needs the right to, only then."""
+    parts = urlsplit(postgres_url)
+    name = parts.path.removeprefix("/")
+    maintenance = urlunsplit(parts._replace(path="/postgres"))
+    engine = create_async_engine(async_url(maintenance), isolation_level="AUTOCOMMIT")
+    try:
+        async with engine.connect() as connection:
+            known = await connection.scalar(
+                text("SELECT 1 FROM pg_database WHERE datname = :name"), {"name": name}
+            )
+            if known is None:
+                quoted = connection.dialect.identifier_preparer.quote(name)
+                await connection.execute(text(f"CREATE DATABASE {quoted} TEMPLATE template0"))
+    finally:
+        await engine.dispose()
+
+
 def run_upgrade(postgres_url: str, locations: Mapping[str, Path]) -> None:
-    """``upgrade_all`` for a program without a loop."""
-    asyncio.run(upgrade_all(postgres_url, locations))
+    """Make the database if need be and bring every schema up to date, from a program."""
+
+    async def run() -> None:
+        await ensure_database(postgres_url)
+        await upgrade_all(postgres_url, locations)
+
+    asyncio.run(run())
