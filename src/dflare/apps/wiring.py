@@ -200,11 +200,13 @@ class Platform:
         keys = KeyService(process.database, process.clock, process.sealer, self.authorizer)
         metering = MeteringService(process.database, process.clock, self.authorizer)
         return [
-            auth_api.router(self.auth, self.authorizer, principal),
             baremetal_api.router(self.baremetal, self.authorizer, principal),
             clusters_api.router(clusters, keys, self.authorizer, principal),
             orchestrator_api.router(self.orchestrator, ORDERING, self.authorizer, principal),
             metering_api.router(metering, self.authorizer, principal),
+            # Last: a project is also named `organization/name`, and a route that takes slashes
+            # would take what lies below a project as well.
+            auth_api.router(self.auth, self.authorizer, principal),
         ]
 
     def root_routers(self) -> list[APIRouter]:
