@@ -53,10 +53,12 @@ from dflare.services.metering import api as metering_api
 from dflare.services.metering.service import MeteringService
 from dflare.services.metering.tables import KIT as METERING
 from dflare.services.network import activities as network_activities
+from dflare.services.network import api as network_api
 from dflare.services.network import projections as network_projections
 from dflare.services.network.ethernet import EthernetFabric
 from dflare.services.network.infiniband import InfinibandFabric
 from dflare.services.network.reconciler import Tools
+from dflare.services.network.service import NetworkService
 from dflare.services.network.settings import NetworkSettings
 from dflare.services.network.signals import Signals
 from dflare.services.network.supervisor import Supervisor
@@ -199,8 +201,10 @@ class Platform:
         )
         keys = KeyService(process.database, process.clock, process.sealer, self.authorizer)
         metering = MeteringService(process.database, process.clock, self.authorizer)
+        network = NetworkService(process.database, process.clock, self.authorizer)
         return [
             baremetal_api.router(self.baremetal, self.authorizer, principal),
+            network_api.router(network, self.authorizer, principal),
             clusters_api.router(clusters, keys, self.authorizer, principal),
             orchestrator_api.router(self.orchestrator, ORDERING, self.authorizer, principal),
             metering_api.router(metering, self.authorizer, principal),
