@@ -208,7 +208,7 @@ class PlatformHandle:
     async def pools(self) -> dict[str, dict[str, int]]:
         """How many identifiers of each kind are in which state."""
         answer = ok(await self.operator.get(f"/v1/sites/{self.document.name}/pools"))
-        return answer.get("pools", answer)
+        return {pool.pop("kind"): pool for pool in answer["pools"]}
 
     # --- orders --------------------------------------------------------------------------------
 
