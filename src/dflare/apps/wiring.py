@@ -210,8 +210,6 @@ class Platform:
             metering_api.router(metering, self.authorizer, principal),
             # Last: its path of a project takes ``organization/name`` and so any longer path.
             auth_api.router(self.auth, self.authorizer, principal),
-            # Last: a project is also named `organization/name`, and a route that takes slashes
-            # would take what lies below a project as well.
         ]
 
     def root_routers(self) -> list[APIRouter]:
