@@ -35,7 +35,9 @@ async def boot_agent(work: NodeWork, round_: int, not_boot: str = "") -> None:
             await _boot(work, round_)
             give_up_at = loop.time() + work.parts.patience_s()
             off_before = False
-        elif now >= look_at:
+            # The hello may have come while the boot was being noted.
+            continue
+        if now >= look_at:
             off = (await work.parts.bmc.observe(work.node.bmc)).power is Power.OFF
             if off and off_before:
                 give_up_at = now

@@ -82,6 +82,9 @@ class Erase(NodeStep):
         if row.dirty and NodeState(row.state) not in UNTOUCHED:
             change_state(row, NodeState.CLEANING, "erased and read back", now, call, events)
         row.dirty, row.power = False, "off"
+        if call.ordering_service == SCHEMA:
+            # An operator has judged the node before letting it clean.
+            row.fault = ""
 
     def failed(
         self, row: Node, outcome: Outcome, call: StepCall, now: datetime, events: list[Event]
