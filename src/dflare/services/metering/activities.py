@@ -1,6 +1,7 @@
 """Read models of the metering service: the ledger and the prices."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 from decimal import Decimal
 
 from sqlalchemy import select
@@ -11,6 +12,8 @@ from dflare.kit.feed import FeedEntry, Projection
 from dflare.services.baremetal.contract import SiteDeclared
 from dflare.services.metering.tables import KIT, LedgerEntry, Price
 from dflare.services.orchestrator.contract import AllocationFacts
+
+_INSTANT = timedelta(microseconds=1)
 
 
 class LedgerProjection:
@@ -25,7 +28,8 @@ class LedgerProjection:
         newest: dict[str, AllocationFacts] = {}
         for entry in entries:
             facts = AllocationFacts.model_validate(entry.data)
-            if facts.usage_from is not None:
+            known = newest.get(facts.allocation_id)
+            if facts.usage_from is not None and (known is None or known.version < facts.version):
                 newest[facts.allocation_id] = facts
         if not newest:
             return
@@ -78,17 +82,20 @@ class PricesProjection:
                     )
                 ).first()
                 if newest is not None and (
-                    newest.valid_from >= entry.at
+                    newest.site_version >= entry.resource_version
                     or (newest.price_per_node_hour, newest.currency) == (price, site.currency)
                 ):
                     continue
+                # The clock of the later writer may be behind that of the earlier one.
+                valid_from = max(entry.at, newest.valid_from + _INSTANT) if newest else entry.at
                 session.add(
                     Price(
                         site_id=site.site_id,
                         node_type=node_type.name,
-                        valid_from=entry.at,
+                        valid_from=valid_from,
                         price_per_node_hour=price,
                         currency=site.currency,
+                        site_version=entry.resource_version,
                     )
                 )
                 await session.flush()

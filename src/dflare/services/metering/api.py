@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from dflare.kit.etag import etag_of
+from dflare.kit.pagination import Cursor, Limit, Page, decode_cursor, next_cursor
 from dflare.services.auth.contract import Authorizer, Principal, ProjectRef
 from dflare.services.metering.service import Invoice, MeteringService
 from dflare.services.metering.tables import Quota
@@ -76,12 +77,6 @@ class UsageAnswer(BaseModel):
     usage_to: datetime | None
 
 
-class UsageList(BaseModel):
-    """The ledger entries of a month."""
-
-    items: list[UsageAnswer]
-
-
 def _quota(row: Quota) -> QuotaAnswer:
     return QuotaAnswer.model_validate(row, from_attributes=True)
 
@@ -108,7 +103,7 @@ def router(
     """The routes, relative to ``/v1``. ``principal`` is the gateway's authentication."""
     routes = APIRouter(tags=["metering"])
 
-    def project_of(*, caller: Principal = Depends(principal), project: str) -> ProjectRef:
+    async def project_of(*, caller: Principal = Depends(principal), project: str) -> ProjectRef:
         return authorizer.project(authorizer.scope(caller), project)
 
     @routes.get("/projects/{project}/quotas")
@@ -148,11 +143,14 @@ def router(
         caller: Principal = Depends(principal),
         project: ProjectRef = Depends(project_of),
         month: Month,
-    ) -> UsageList:
+        cursor: Cursor = None,
+        limit: Limit = 100,
+    ) -> Page[UsageAnswer]:
         """The ledger behind an invoice."""
-        rows = await metering.usage(caller, project, month)
-        return UsageList(
-            items=[UsageAnswer.model_validate(row, from_attributes=True) for row in rows]
+        rows, more = await metering.usage(caller, project, month, decode_cursor(cursor), limit)
+        return Page(
+            items=[UsageAnswer.model_validate(row, from_attributes=True) for row in rows],
+            next_cursor=next_cursor(more),
         )
 
     return routes

@@ -5,6 +5,8 @@ microseconds summed exactly; a line is rounded half up to the cent, and a total 
 rounded lines, so that what a reader adds up is what stands below.
 """
 
+import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,6 +16,7 @@ from dflare.services.metering.errors import InvalidMonthError
 
 CENT = Decimal("0.01")
 _HOUR = Decimal(3600)
+_MONTH = re.compile(r"(?P<year>[12][0-9]{3})-(?P<month>0[1-9]|1[0-2])")
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,12 @@ def month_bounds(month: str) -> tuple[datetime, datetime]:
     Raises:
         InvalidMonthError: it is not a month.
     """
-    try:
-        start = datetime.strptime(month, "%Y-%m").replace(tzinfo=UTC)
-    except ValueError as error:
+    found = _MONTH.fullmatch(month)
+    if found is None:
         raise InvalidMonthError(
             f"{month} is not a month", next_step="Write it as YYYY-MM, such as 2026-11."
-        ) from error
+        )
+    start = datetime(int(found["year"]), int(found["month"]), 1, tzinfo=UTC)
     return start, (start + timedelta(days=32)).replace(day=1)
 
 
@@ -78,11 +81,16 @@ def invoice_lines(usages: Iterable[Usage], prices: Sequence[PriceStep]) -> list[
     """Sum usage into lines, cutting intervals where a price changes.
 
     Usage without any price (its type was never priced) is billed at zero under currency ``-``, and
-    so stands on the invoice for someone to see.
+    so stands on the invoice for someone to see. Usage before the first price has that price.
     """
+    steps: defaultdict[tuple[str, str], list[PriceStep]] = defaultdict(list)
+    for step in sorted(prices, key=lambda step: step.valid_from):
+        steps[step.site_id, step.node_type].append(step)
     totals: dict[tuple[str, str, str, Decimal, str], tuple[Decimal, Decimal]] = {}
     for usage in usages:
-        for price, currency, seconds in _priced(usage, prices):
+        for price, currency, seconds in _priced(usage, steps[usage.site_id, usage.node_type]):
+            if seconds == 0:
+                continue
             key = (usage.cluster_id, usage.site_id, usage.node_type, price, currency)
             nodes, gpus = totals.get(key, (Decimal(0), Decimal(0)))
             totals[key] = (nodes + seconds, gpus + seconds * usage.gpus)
@@ -97,11 +105,7 @@ def invoice_lines(usages: Iterable[Usage], prices: Sequence[PriceStep]) -> list[
     ]
 
 
-def _priced(usage: Usage, prices: Sequence[PriceStep]) -> Iterable[tuple[Decimal, str, Decimal]]:
-    steps = sorted(
-        (p for p in prices if (p.site_id, p.node_type) == (usage.site_id, usage.node_type)),
-        key=lambda step: step.valid_from,
-    )
+def _priced(usage: Usage, steps: Sequence[PriceStep]) -> Iterable[tuple[Decimal, str, Decimal]]:
     if not steps:
         yield Decimal(0), "-", seconds_between(usage.start, usage.end)
         return
@@ -109,5 +113,4 @@ def _priced(usage: Usage, prices: Sequence[PriceStep]) -> Iterable[tuple[Decimal
     for index, (step, until) in enumerate(zip(steps, ends, strict=True)):
         start = usage.start if index == 0 else max(usage.start, step.valid_from)
         seconds = seconds_between(start, min(until, usage.end))
-        if seconds > 0:
-            yield step.price_per_node_hour, step.currency, seconds
+        yield step.price_per_node_hour, step.currency, seconds

@@ -11,9 +11,17 @@ from dflare.services.metering.tables import LedgerEntry, Price, Quota
 
 
 async def ledger(
-    session: AsyncSession, scope: Scope, project_id: str, start: datetime, end: datetime
+    session: AsyncSession,
+    scope: Scope,
+    project_id: str,
+    start: datetime,
+    end: datetime,
+    *,
+    after: str | None = None,
+    limit: int | None = None,
 ) -> list[LedgerEntry]:
-    """Entries of a project whose interval touches the period."""
+    """Entries of a project whose interval touches the period, in order of their allocations:
+    all of them, or a page behind the allocation ``after``."""
     query = select(LedgerEntry).where(
         scope.where(
             LedgerEntry.__table__.c.organization_id,  # pyright: ignore[reportArgumentType]
@@ -23,7 +31,10 @@ async def ledger(
         LedgerEntry.usage_from < end,
         LedgerEntry.usage_to.is_(None) | (LedgerEntry.usage_to > start),
     )
-    return list((await session.scalars(query.order_by(LedgerEntry.allocation_id))).all())
+    if after is not None:
+        query = query.where(LedgerEntry.allocation_id > after)
+    query = query.order_by(LedgerEntry.allocation_id).limit(limit)
+    return list((await session.scalars(query)).all())
 
 
 async def prices(session: AsyncSession) -> list[PriceStep]:

@@ -1,5 +1,6 @@
 """Quotas, prices and draft invoices."""
 
+import asyncio
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -11,6 +12,7 @@ from dflare.kit import outbox
 from dflare.kit.clock import Clock
 from dflare.kit.db import Database
 from dflare.kit.outbox import AuditRecord, Event
+from dflare.kit.pagination import cut
 from dflare.services.auth.contract import Authorizer, Principal, ProjectRef, Resource
 from dflare.services.metering import repository
 from dflare.services.metering.contract import QuotaLimit
@@ -65,21 +67,32 @@ class MeteringService:
             )
             for entry in entries
         ]
-        lines = invoice_lines(usages, prices)
+        # Thousands of intervals take longer than the loop may be held.
+        lines = await asyncio.to_thread(invoice_lines, usages, prices)
         totals: dict[str, Decimal] = {}
         for line in lines:
             totals[line.currency] = totals.get(line.currency, Decimal("0.00")) + line.amount
         return Invoice(project, month, now, lines, totals)
 
     async def usage(
-        self, principal: Principal, project: ProjectRef, month: str
-    ) -> list[LedgerEntry]:
-        """The ledger entries behind an invoice."""
+        self, principal: Principal, project: ProjectRef, month: str, after: str | None, limit: int
+    ) -> tuple[list[LedgerEntry], str | None]:
+        """One page of the ledger behind an invoice, and the allocation to go on behind where there
+        are more.
+
+        Raises:
+            InvalidMonthError: the month is malformed.
+            ForbiddenError: the caller may not read the project's usage.
+        """
         await self._may(principal, "usage:read", "usage", project)
         start, end = month_bounds(month)
         scope = self.authorizer.scope(principal)
         async with self.database.transaction(SCHEMA) as session:
-            return await repository.ledger(session, scope, project.id, start, end)
+            rows = await repository.ledger(
+                session, scope, project.id, start, end, after=after, limit=limit + 1
+            )
+        shown, last = cut(rows, limit)
+        return list(shown), last.allocation_id if last else None
 
     async def quotas(self, principal: Principal, project: ProjectRef) -> list[Quota]:
         """The limits of a project."""

@@ -41,7 +41,10 @@ class LedgerEntry(Base):
 
 
 class Price(Base):
-    """The price of a node type at a site from ``valid_from`` until a later row."""
+    """The price of a node type at a site from ``valid_from`` until a later row.
+
+    ``site_version`` is that of the declaration which brought it.
+    """
 
     __tablename__ = "price"
     __table_args__ = (PrimaryKeyConstraint("site_id", "node_type", "valid_from"),)
@@ -51,6 +54,7 @@ class Price(Base):
     valid_from: Mapped[datetime]
     price_per_node_hour: Mapped[Decimal]
     currency: Mapped[str]
+    site_version: Mapped[int]
 
 
 class Quota(Base):

@@ -172,6 +172,7 @@ def upgrade() -> None:
         sa.Column("valid_from", sa.DateTime(timezone=True), nullable=False),
         sa.Column("price_per_node_hour", sa.Numeric(), nullable=False),
         sa.Column("currency", sa.Text(), nullable=False),
+        sa.Column("site_version", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("site_id", "node_type", "valid_from", name=op.f("pk_price")),
         schema="metering",
     )
