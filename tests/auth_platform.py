@@ -82,7 +82,7 @@ async def auth_platform(
     )
     await service.keys.ensure()
     await service.authorizer.refresh()
-    app = FastAPI()
+    app = FastAPI(openapi_url=None)
     problem.install(app)
     principal = api.bearer(service.authorizer)
     app.include_router(api.router(service, service.authorizer, principal), prefix="/v1")

@@ -1,4 +1,13 @@
-"""What other services know of auth: the caller, what it may see, and the decision."""
+"""What other services know of auth: the caller, what it may see, and the decision.
+
+The actions are those of ``policy/schema.cedarschema``; one that it does not name is refused.
+
+Events emitted: ``<kind>.changed`` and ``<kind>.deleted`` of organization, project, user,
+service_account, role_binding, token, signing_key and login_session (data: the row without
+secrets). Those of people, roles and tokens name no organization or project outside their data.
+Events consumed: ``audit.recorded`` (from ``kit.outbox.record_audit`` of every service),
+``cluster.changed`` (a project that holds clusters is not removed).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

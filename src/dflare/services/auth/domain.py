@@ -87,6 +87,28 @@ def check_role(role: Role, organization_id: str | None, project_id: str | None) 
         )
 
 
+def check_binding(
+    role: Role, home_organization: str | None, home_project: str | None, project_id: str | None
+) -> None:
+    """Refuse a role that would reach beyond the people who administer its subject, since they can
+    set its password or issue tokens in its name.
+
+    Raises:
+        InvalidError: a role on the platform for someone of an organization, or a role outside its
+            project for a project's service account.
+    """
+    if role in {Role.OPERATOR, Role.AUDITOR} and home_organization is not None:
+        raise InvalidError(
+            f"{role} is for people of the platform, and this one belongs to an organization",
+            next_step="Make a user without an organization.",
+        )
+    if home_project is not None and project_id != home_project:
+        raise InvalidError(
+            "a project's service account has roles in that project alone",
+            next_step="Make a service account of the organization.",
+        )
+
+
 def new_secret(prefix: str = "") -> str:
     """256 random bits in URL-safe letters behind ``prefix``."""
     return prefix + secrets.token_urlsafe(32)

@@ -116,6 +116,8 @@ class AuthReconciler:
         """Rotate the signing key when it is due; remove what nobody can use any more."""
         if (kid := await self._keys.ensure()) is not None:
             log.info("signing_key_rotated", kid=kid)
+        # Revoked logins that no live token names any more leave the snapshot.
+        await self._authorizer.refresh({"login_session": None})
         now = self._clock.now()
         before = now - _KEPT_AFTER_EXPIRY
         audit_before = now - timedelta(days=self._settings.audit_days)

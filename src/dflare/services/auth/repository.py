@@ -174,6 +174,9 @@ async def announce(
     """The event and the audit row of a change; ``verb`` is that of the action."""
     kind = KIND_OF[type(row)]
     organization_id, project_id = owners(row)
+    # Who reads an area's events is not thereby allowed to read who works there: such events name
+    # no owner outside their data, so that they reach callers of the whole platform alone.
+    open_to_area = isinstance(row, Organization | Project)
     event = Event(
         type=f"{kind}.{'deleted' if verb == 'delete' else 'changed'}",
         resource_kind=kind,
@@ -181,8 +184,8 @@ async def announce(
         resource_version=row.version,
         at=now,
         data=public(row),
-        organization_id=organization_id,
-        project_id=project_id,
+        organization_id=organization_id if open_to_area else None,
+        project_id=project_id if open_to_area else None,
     )
     await outbox.emit(session, KIT, [event])
     record = AuditRecord(

@@ -238,7 +238,8 @@ class AuthService:
         """Give a user (by id or name) or a service account (by id) a role.
 
         Raises:
-            InvalidError: the role has no meaning there.
+            InvalidError: the role has no meaning there, or would give who administers the subject
+                more than that administrator has.
             NotFoundError: no such subject, or not one of the organization's, unless the caller
                 acts for the whole platform.
             NameTakenError: it has that role already.
@@ -248,6 +249,8 @@ class AuthService:
         everywhere = by == SYSTEM or domain.scope_of(by).everything
         if not everywhere and found.organization_id != organization_id:
             raise rows.not_found(User, subject)
+        home = found.project_id if isinstance(found, ServiceAccount) else None
+        domain.check_binding(role, found.organization_id, home, project_id)
         grant = self._grant(found.id, role, organization_id, project_id)
         await self._create(by, grant)
         return grant
