@@ -116,10 +116,12 @@ class EthernetFabric:
         ]
 
     def hazard(self, seen: SwitchSeen) -> str:
-        """Ports that nobody configured must be in no VLAN."""
-        if seen.default_vlan is None:
-            return ""
-        return f"ports without configuration are members of VLAN {seen.default_vlan}"
+        """Ports that nobody configured must be in no VLAN, and the underlay must be configured."""
+        if not seen.overlay:
+            return "VXLAN or EVPN is off: the day-zero configuration is gone"
+        if seen.default_vlan is not None:
+            return f"ports without configuration are members of VLAN {seen.default_vlan}"
+        return ""
 
     async def write(self, access: DeviceAccess, change: SwitchChange, wait_s: float) -> Written:
         """One revision."""
