@@ -109,8 +109,7 @@ class OperationActivities:
     async def begin_step(self, begin: calls.BeginStep) -> calls.StepBegun:
         """Mark a step as running (or undoing) and say what to do.
 
-        A cancellation is honoured from the second step on: the first one brings the resource to
-        where its undo is defined. A step that was begun before keeps its deadline, with a floor.
+        A step that was begun before keeps its deadline, with a floor.
         """
         now = self.clock.now()
         async with self.database.transaction(self.kit.schema) as session:
@@ -119,7 +118,7 @@ class OperationActivities:
             steps = Plan.model_validate(row["plan"]).steps
             step = steps[begin.index]
             committed = any(s.commit for s in steps[: begin.index])
-            if row["cancel_requested"] and not begin.undoing and begin.index and not committed:
+            if row["cancel_requested"] and not begin.undoing and not committed:
                 return calls.StepBegun(action="cancel", deadline_at=now)
             running = "undoing" if begin.undoing else "running"
             started = await self._started_at(session, begin, running) or now

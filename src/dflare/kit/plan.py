@@ -82,12 +82,15 @@ class SideStep(_Contract):
 class Plan(_Contract):
     """The stored plan of an operation: ``saga`` names the declaration it came from.
 
-    ``replace`` finds a stand-in for each target that failed a replaceable step (its result is the
-    stand-in's id). ``park`` makes targets safe that an undo could not take back.
+    An undo begins at step ``undo_from`` at least: what an order holds before its first step, such
+    as reserved nodes, is given back by that step's undo. ``replace`` finds a stand-in for each
+    target that failed a replaceable step (its result is the stand-in's id). ``park`` makes targets
+    safe that an undo could not take back.
     """
 
     saga: str
     steps: tuple[PlannedStep, ...]
+    undo_from: int = 0
     replace: SideStep | None = None
     park: tuple[SideStep, ...] = ()
 

@@ -113,7 +113,7 @@ class OperationWorkflow:
         for index in range(self._view.position, len(steps)):
             begun = await self._begin(index)
             if begun.action == "cancel":
-                await self._undo(index, CANCELLED)
+                await self._turn_around(index, CANCELLED)
                 return
             trouble = await self._step(index, begun.deadline_at)
             if trouble is not None:
@@ -127,7 +127,10 @@ class OperationWorkflow:
         if commit is not None and index > commit:
             await self._finish(OperationState.NEEDS_OPERATOR, trouble)
         else:
-            await self._undo(index, trouble)
+            await self._turn_around(index, trouble)
+
+    async def _turn_around(self, index: int, reason: str) -> None:
+        await self._undo(max(index, self._view.plan.undo_from), reason)
 
     # --- forward -------------------------------------------------------------------------------
 

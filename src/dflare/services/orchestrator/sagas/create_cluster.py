@@ -60,6 +60,8 @@ CREATE_CLUSTER = Plan(
         # No undo: it stands behind the commit step.
         PlannedStep(name="clusters.ready@1", on="resource", per_site=False, deadline_s=120),
     ),
+    # The nodes are held before the first step; the undo of confirm gives them back.
+    undo_from=1,
     replace=SideStep(name="orchestrator.replace@1", per_site=False, deadline_s=120),
     park=(SideStep(name="baremetal.quarantine@1"), SideStep(name="network.close@1")),
 )
