@@ -25,9 +25,8 @@ def register(root: typer.Typer) -> None:
 
 @app.command("list")
 def list_(
-    principal: Annotated[str | None, typer.Option(help="Only what this subject did.")] = None,
-    action: Annotated[str | None, typer.Option(help="Only this action.")] = None,
-    resource: Annotated[str | None, typer.Option(help="Only to this resource's id.")] = None,
+    resource: Annotated[str | None, typer.Option(help="Only about this resource's id.")] = None,
+    decision: Annotated[str | None, typer.Option(help="Only allowed, or only denied.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -35,7 +34,7 @@ def list_(
     items: list[Json] = []
     with Api.of_environment() as api:
         for item in api.pages(
-            "/audit", principal=principal, action=action, resource=resource, limit=min(limit, 500)
+            "/audit", resource_id=resource, decision=decision, limit=min(limit, 500)
         ):
             items.append(item)
             if len(items) >= limit:

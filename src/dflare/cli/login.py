@@ -24,10 +24,19 @@ from dflare.cli.config import (
     local_url,
 )
 from dflare.cli.errors import Json, NotLoggedInError, UsageError
-from dflare.cli.output import Output, OutputOption, columns, is_terminal, note, print_one
+from dflare.cli.output import Column, Output, OutputOption, columns, is_terminal, note, print_one
 
 LOCAL_OPERATOR = "operator"
-WHOAMI = columns("name", "subject", "kind", "roles")
+
+
+def _roles_cell(bindings: list[Json] | None) -> str:
+    return ", ".join(
+        f"{item['role']} of {item['project_id'] or item['organization_id'] or 'the platform'}"
+        for item in bindings or []
+    )
+
+
+WHOAMI = (*columns("name", "subject", "kind"), Column("ROLES", "bindings", _roles_cell))
 
 
 def register(root: typer.Typer) -> None:

@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "organization": ("organization", "Organizations.", ACCESS),
     "project": ("project", "Projects.", ACCESS),
     "user": ("user", "Users.", ACCESS),
+    "service-account": ("service_account", "Identities of programs.", ACCESS),
     "role": ("role", "Who has which role where.", ACCESS),
     "cluster": ("cluster", "Clusters.", TENANTS),
     "node": ("node", "Servers.", TENANTS),

@@ -5,13 +5,12 @@ from typing import Annotated
 import typer
 
 from dflare.cli.client import Api, segment
-from dflare.cli.errors import CliError
 from dflare.cli.output import AGE, Output, OutputOption, columns, note, print_list, print_one
 
 app = typer.Typer(help="Who has which role where.", no_args_is_help=True)
 
 LIST = (*columns("subject_id", "role", "organization_id", "project_id"), AGE, *columns("id"))
-Subject = Annotated[str, typer.Argument(help="Name or id of a user or service account.")]
+Subject = Annotated[str, typer.Argument(help="A user by name or id, a service account by id.")]
 RoleName = Annotated[
     str,
     typer.Argument(
@@ -37,13 +36,10 @@ def bind(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Give a role within the platform, an organization or a project."""
+    body = {"subject": subject, "role": role, "organization": organization, "project": project}
     with Api.of_environment() as api:
-        body = {
-            "subject_id": _subject_id(api, subject),
-            "role": role,
-            **_where(api, organization, project),
-        }
-        print_one(api.change("POST", "/role-bindings", body), LIST, output)
+        given = {key: value for key, value in body.items() if value}
+        print_one(api.change("POST", "/role-bindings", given), LIST, output)
 
 
 @app.command()
@@ -56,34 +52,10 @@ def unbind(binding: Annotated[str, typer.Argument(help="Id; see `dflare role lis
 
 @app.command("list")
 def list_(
-    subject: Annotated[str | None, typer.Option(help="Only those of this subject.")] = None,
+    subject: Annotated[str | None, typer.Option(help="Only those of this subject's id.")] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """List role bindings."""
     with Api.of_environment() as api:
-        items = api.items("/role-bindings")
-        if subject:
-            wanted = _subject_id(api, subject)
-            items = [item for item in items if item["subject_id"] == wanted]
+        items = api.items("/role-bindings", subject=subject)
         print_list(items, LIST, output, empty="There is no role binding that you may see.")
-
-
-def _subject_id(api: Api, subject: str) -> str:
-    for path in ("/users", "/service-accounts"):
-        for item in api.pages(path):
-            if subject in (item["id"], item["name"]):
-                return str(item["id"])
-    raise CliError(
-        f"there is no user or service account {subject!r} that you may see",
-        next_step="See `dflare user list`.",
-    )
-
-
-def _where(api: Api, organization: str | None, project: str | None) -> dict[str, str]:
-    if project:
-        found = api.find_project(f"{organization}/{project}" if organization else project)
-        return {"organization_id": found["organization_id"], "project_id": found["id"]}
-    if organization:
-        found = api.get(f"/organizations/{segment(organization)}")
-        return {"organization_id": found["id"]}
-    return {}

@@ -20,6 +20,7 @@ from dflare.cli.output import (
 
 app = typer.Typer(help="Tokens for programs.", no_args_is_help=True)
 
+DAY_S = 86_400
 LIST = (
     *columns("name", "hint", "subject_id"),
     AGE,
@@ -39,11 +40,16 @@ def register(root: typer.Typer) -> None:
 def create(
     name: Annotated[str, typer.Argument(help="What it is for.")],
     days: Annotated[int, typer.Option(min=1, max=365, help="Days that it is valid.")] = 30,
+    service_account: Annotated[
+        str | None, typer.Option(help="For a service account, by id; for you unless told.")
+    ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Create a token and print it; it is shown this once."""
     with Api.of_environment() as api:
-        item = api.change("POST", "/tokens", {"name": name, "expires_in_days": days})
+        owner = f"/service-accounts/{segment(service_account)}" if service_account else ""
+        body = {"name": name, "expires_in_s": days * DAY_S}
+        item = api.change("POST", f"{owner}/tokens", body)
     if output is not Output.TABLE:
         print_data(item, output)
         return

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ENDED = frozenset({"succeeded", "failed", "cancelled", "needs_operator"})
 """States in which nothing moves any more by itself."""
 REREAD_S = 10.0
+UNKNOWN_REREAD_S = 1.0
 KNOWN_WITHIN_S = 15.0
 """How long an operation may stay unknown after it was ordered: its list is fed by events."""
 BAR_WIDTH = 24
@@ -96,19 +97,21 @@ def versions(
         if known["state"] in ENDED:
             return
     stream = EventStream(api, types="operation.", operation=operation_id, notice=notice)
-    began = read_at = time.monotonic()
+    began = time.monotonic()
+    read_due = began + REREAD_S
     for message in stream.messages():
         fresh: Json | None = None
         now = time.monotonic()
         if message is not None and message["type"] == "operation.changed":
             fresh = cast("Json", message["data"])
-        elif (message is not None and message["type"] == HELLO) or now - read_at > REREAD_S:
+        elif (message is not None and message["type"] == HELLO) or now > read_due:
             patient = document is not None and now - began < KNOWN_WITHIN_S
-            fresh, read_at = _read(api, operation_id, patient=patient), now
+            fresh = _read(api, operation_id, patient=patient)
+            read_due = now + (UNKNOWN_REREAD_S if fresh is None else REREAD_S)
         if fresh is None or (known is not None and fresh["version"] <= known["version"]):
             yield None
             continue
-        known, read_at = fresh, now
+        known, read_due = fresh, now + REREAD_S
         yield known
         if known["state"] in ENDED:
             return
