@@ -16,7 +16,7 @@ from dflare.services.baremetal.steps.base import SCOPE, Loaded, NodeStep, NodeWo
 from dflare.services.baremetal.steps.boot import boot_agent, run_task
 from dflare.services.baremetal.tables import Node
 
-_UNCHANGED_LOOKS = 12
+_UNCHANGED_LOOKS = 8
 """Looks after a reset after which a system that seems never to have stopped counts as started
 anew: a BMC's times have whole seconds, and fast hardware is up again within one."""
 
