@@ -113,7 +113,7 @@ def test_a_dry_run_shows_the_difference_and_changes_nothing(
     removed = [{"kind": "rack", "name": "rack-9"}]
     stub.answer(
         *("PUT", "/sites/lab"),
-        {"diff": {"added": nodes, "changed": [change], "removed": removed}},
+        {"added": nodes, "changed": [change], "removed": removed, "operation": None},
     )
     result = cli("site", "apply", str(target), "--dry-run")
     assert result.exit_code == 0
@@ -127,7 +127,12 @@ def test_a_dry_run_shows_the_difference_and_changes_nothing(
 
 
 def test_a_freeze_says_what_waits(stub: Any, cli: Any) -> None:
-    stub.answer("POST", "/sites/lab/freeze", {"frozen": True, "waiting": ["leaf-1: 2 changes"]})
+    stub.answer(
+        "POST",
+        "/sites/lab/freeze",
+        {"frozen": True, "waiting_ports": 2, "waiting": [{"device_id": "dev_1", "ports": 2}]},
+    )
     result = cli("site", "freeze", "lab", "--reason", "fire drill", "--yes")
     assert result.exit_code == 0
-    assert "leaf-1: 2 changes" in result.stdout
+    assert "2 ports wait" in result.stdout
+    assert "dev_1" in result.stdout

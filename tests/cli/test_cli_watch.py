@@ -240,27 +240,24 @@ def test_a_watched_list_is_shown_again_after_an_event(stub: Any, cli: Any) -> No
 # --- the story -------------------------------------------------------------------------------
 
 
-def span(name: str, start: float, end: float, parent: str = "", **more: Any) -> dict[str, Any]:
+def span(name: str, start: float, end: float, *children: Any, **more: Any) -> dict[str, Any]:
     return {
         "span_id": f"{name}{start}",
-        "parent_id": parent or None,
         "name": name,
         "process": "worker",
         "started_at": f"2026-01-01T00:00:{start:09.6f}+00:00",
-        "ended_at": f"2026-01-01T00:00:{end:09.6f}+00:00",
+        "duration_ms": (end - start) * 1000,
         "error": None,
         "attributes": {},
+        "children": list(children),
         **more,
     }
 
 
 def test_the_trace_is_indented_from_the_api_to_the_device() -> None:
-    spans = [
-        span("redfish GET", 2, 2.25, "step1", error="timed out", attributes={"bmc": "10.0.0.1"}),
-        span("step", 1, 3, "api0"),
-        span("api", 0, 4),
-    ]
-    lines = [line.plain for line in trace_lines({"spans": spans})]
+    call = span("redfish GET", 2, 2.25, error="timed out", attributes={"bmc": "10.0.0.1"})
+    story = {"spans": [span("api", 0, 4, span("step", 1, 3, call))]}
+    lines = [line.plain for line in trace_lines(story)]
     assert [line[21:].partition("  [")[0] for line in lines] == [
         "api",
         "  step",
@@ -271,7 +268,7 @@ def test_the_trace_is_indented_from_the_api_to_the_device() -> None:
 
 
 def test_many_spans_alike_are_summed_up() -> None:
-    spans = [span("api", 0, 4), *(span("redfish GET", n, n + 1, "api0") for n in range(1, 9))]
-    lines = [line.plain for line in trace_lines({"spans": spans})]
+    calls = [span("redfish GET", second, second + 1) for second in range(1, 9)]
+    lines = [line.plain for line in trace_lines({"spans": [span("api", 0, 9, *calls)]})]
     assert len(lines) == 2
     assert "x8, median 1.00s" in lines[1]

@@ -62,7 +62,7 @@ def list_usage(
 ) -> None:
     """List the intervals behind an invoice, a line a node."""
     with Api.of_environment(project) as api:
-        items = api.get(f"/projects/{api.project()}/usage", month=month or _this_month())["items"]
+        items = api.items(f"/projects/{api.project()}/usage", month=month or _this_month())
         print_list(items, USAGE, output, empty="Nothing was used.")
 
 

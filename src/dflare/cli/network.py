@@ -13,7 +13,7 @@ app = typer.Typer(help="Isolated networks of clusters.", no_args_is_help=True)
 LIST = columns("id", "cluster_id", "state", "vrf", "vlan", "vni", "pkey", "subnet")
 SHOW = columns(
     *("id", "cluster_id", "project_id", "site_id", "state", "reason", "vrf", "vlan"),
-    *("vni", "l3_vni", "pkey", "subnet", "members"),
+    *("vni", "l3_vni", "pkey", "subnet"),
 )
 
 

@@ -20,6 +20,7 @@ from dflare.cli.output import (
     confirm,
     print_list,
     print_one,
+    time_cell,
 )
 
 app = typer.Typer(help="Servers.", no_args_is_help=True)
@@ -39,16 +40,19 @@ LIST = (
 SHOW = (
     *columns("id", "name", "site_id", "state", "reason"),
     Column("SINCE", "since", age_cell),
-    Column("DEADLINE", "deadline"),
-    *columns("cordoned", "node_type", "rack", "position", "serial", "bmc_address", "health"),
+    Column("DEADLINE", "deadline", time_cell),
+    *columns("fault", "cordoned", "cordon_reason", "node_type", "rack", "vendor", "serial"),
+    *columns("power", "health", "health_reason"),
+    Column("CHECKED", "checked_at", age_cell),
     Column("CLUSTER", "cluster_id"),
     Column("PROJECT", "project_id"),
     *columns("operation_id"),
 )
 TYPES = columns(
-    "name", "site", "vendor", "gpu_model", "gpus", "infiniband_rails", "price_per_node_hour"
+    *("name", "vendor", "model", "gpu_model", "gpus", "infiniband_rails"),
+    *(Column("PRICE PER HOUR", "price_per_node_hour"), "currency", "site_id"),
 )
-IMAGES = columns("name", "site", "sha256", "source")
+IMAGES = columns("name", "builtin", "sha256", "site_id")
 
 
 def register(root: typer.Typer) -> None:
@@ -61,6 +65,7 @@ def list_(
     site: Annotated[str | None, typer.Option(help="Only those of a site.")] = None,
     state: Annotated[str | None, typer.Option(help="Only those in this state.")] = None,
     node_type: Annotated[str | None, typer.Option("--type", "-t", help="Only of a type.")] = None,
+    cluster: Annotated[str | None, typer.Option(help="Only those of a cluster's id.")] = None,
     watch: WatchOption = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -68,7 +73,9 @@ def list_(
     with Api.of_environment() as api:
         show_list(
             api,
-            lambda: api.items("/nodes", site=site, state=state, node_type=node_type),
+            lambda: api.items(
+                "/nodes", site=site, state=state, node_type=node_type, cluster=cluster
+            ),
             LIST,
             output,
             watch=watch,
@@ -126,6 +133,12 @@ def quarantine(
 def release(node: NodeName, wait: WaitOption = False, output: OutputOption = Output.TABLE) -> None:
     """Clean a node in quarantine and give it back to the pool once that was observed."""
     _order(node, "release-quarantine", output, wait=wait, done="is back in the pool")
+
+
+@app.command()
+def enrol(node: NodeName, wait: WaitOption = False, output: OutputOption = Output.TABLE) -> None:
+    """Read a node's inventory again and compare it with what is declared."""
+    _order(node, "enrol", output, wait=wait, done="is as it is declared")
 
 
 @app.command()

@@ -135,7 +135,7 @@ def resume(
 
 def _again(operation: str, verb: str, output: Output, *, wait: bool) -> None:
     with Api.of_environment() as api:
-        document = api.order("POST", f"/operations/{segment(operation)}/{verb}")
+        document = api.change("POST", f"/operations/{segment(operation)}/{verb}")
         follow_order(api, document, output, wait=wait, done=f"{document['kind']} succeeded.")
 
 

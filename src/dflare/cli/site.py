@@ -22,12 +22,13 @@ from dflare.cli.output import (
     age_cell,
     columns,
     confirm,
-    count_cell,
+    members,
     new_console,
     note,
     print_data,
     print_list,
     print_one,
+    print_table,
 )
 
 app = typer.Typer(help="Sites: describe, apply, freeze.", no_args_is_help=True)
@@ -35,21 +36,17 @@ app = typer.Typer(help="Sites: describe, apply, freeze.", no_args_is_help=True)
 SiteName = Annotated[str, typer.Argument(metavar="SITE", help="Name or id of the site.")]
 SiteFile = Annotated[Path, typer.Argument(metavar="FILE", help="The site document.")]
 
-LIST = (*columns("name", "region", "nodes", "frozen"), AGE, *columns("id"))
-SHOW = (
-    *columns("id", "name", "region", "description", "currency", "nodes", "states", "frozen"),
-    Column("NODE TYPES", "node_types"),
-    *columns("racks", "images", "version"),
-    AGE,
+LIST = (*columns("name", "region", "nodes"), AGE, *columns("id"))
+SHOW = columns(
+    "id", "name", "region", "description", "nodes", "created_at", "updated_at", "version"
 )
 DEVICES = (
-    *columns("name", "kind", "state", "address"),
-    Column("DRIFT", "drift"),
-    Column("INTENTS", "open_intents"),
-    Column("SEEN", "observed_at", age_cell),
-    *columns("reason"),
+    *columns("name", "kind", "health", "ports", "waiting", "repaired"),
+    Column("WRITES", "open_intents"),
+    Column("READ", "read_at", age_cell),
+    *columns("address", "reason"),
 )
-POOLS = columns("kind", "ranges", "total", "free", "allocated", "draining", "cooldown")
+POOLS = columns("kind", "total", "free", "allocated", "draining", "cooldown")
 
 
 class HardwareTime(StrEnum):
@@ -140,11 +137,11 @@ def apply(
     body = wire_document(file, document)
     with Api.of_environment() as api:
         path = f"/sites/{segment(document.name)}"
-        answer = api.change("PUT", path, body, dry_run=True if dry_run else None)
+        answer = api.order("PUT", path, body, dry_run=dry_run or None)
         if dry_run:
             _print_diff(answer, output)
             return
-        operation = _operation_of(answer)
+        operation: Json | None = answer["operation"]
         if output is Output.TABLE:
             note(f"Applied {summary(document)}.")
         if operation is None:
@@ -201,7 +198,7 @@ def unfreeze(site: SiteName, output: OutputOption = Output.TABLE) -> None:
 def pools(site: SiteName, output: OutputOption = Output.TABLE) -> None:
     """Show how much of each pool of identifiers is used."""
     with Api.of_environment() as api:
-        print_list(api.items(f"/sites/{segment(site)}/pools"), POOLS, output)
+        print_list(api.get(f"/sites/{segment(site)}/pools")["pools"], POOLS, output)
 
 
 @app.command()
@@ -221,20 +218,12 @@ def devices(
         )
 
 
-def _operation_of(answer: Json) -> Json | None:
-    """The enrolment that an apply began; None where there was nothing to enrol."""
-    operation = answer.get("operation")
-    if operation is None and "steps" in answer:
-        return answer
-    return operation
-
-
 def _print_diff(answer: Json, output: Output) -> None:
     if output is not Output.TABLE:
         print_data(answer, output)
         return
     console = new_console()
-    for line in diff_lines(answer.get("diff") or answer):
+    for line in diff_lines(answer):
         console.print(line, soft_wrap=True, highlight=False)
     note("Nothing was changed.")
 
@@ -244,8 +233,6 @@ def _print_frozen(answer: Json, output: Output, said: str) -> None:
         print_data(answer, output)
         return
     print(said)
-    waiting = answer.get("waiting")
-    if isinstance(waiting, list) and waiting:
-        print(f"{count_cell(waiting)} writes wait:")
-        for item in waiting:  # pyright: ignore[reportUnknownVariableType] - items are JSON
-            print(f"  {item}")
+    if answer["waiting_ports"]:
+        print(f"{answer['waiting_ports']} ports wait to be written:")
+        print_table(members(answer, "waiting"), columns("device_id", "ports"))

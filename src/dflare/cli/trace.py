@@ -17,23 +17,11 @@ SHOWN_ATTRIBUTES_AT_MOST = 4
 
 def trace_lines(document: Json) -> Iterator["Text"]:
     """A line for every span: offset from the start, duration, name, what matters of it."""
-    roots = _tree(members(document, "spans"))
+    roots = members(document, "spans")
     if not roots:
         return
     start = min(parse_time(span["started_at"]) for span in roots)
     yield from _lines(roots, start, 0)
-
-
-def _tree(spans: list[Json]) -> list[Json]:
-    """Spans nested by ``children``; those that come flat are joined by ``parent_id``."""
-    if any("children" in span for span in spans):
-        return spans
-    by_id: dict[str, Json] = {span["span_id"]: {**span, "children": []} for span in spans}
-    roots: list[Json] = []
-    for span in by_id.values():
-        parent = by_id.get(span.get("parent_id") or "")
-        (parent["children"] if parent else roots).append(span)
-    return roots
 
 
 def _lines(spans: list[Json], start: datetime, depth: int) -> Iterator["Text"]:
@@ -90,7 +78,7 @@ def _text(
 
 
 def _seconds(span: Json) -> float:
-    return (parse_time(span["ended_at"]) - parse_time(span["started_at"])).total_seconds()
+    return float(span["duration_ms"]) / 1000
 
 
 def _short(seconds: float) -> str:
