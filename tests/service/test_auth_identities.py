@@ -18,7 +18,7 @@ from dflare.kit.migrations import differences
 from dflare.kit.outbox import Event, emit
 from dflare.services.auth.contract import Role, Scope
 from dflare.services.auth.service import SYSTEM, AuthService, NewUser
-from dflare.services.auth.tables import KIT, Base
+from dflare.services.auth.tables import KIT, ApiToken, Base, RoleGrant
 from oidc_browser import Pkce, authorization, log_in
 
 
@@ -239,6 +239,42 @@ async def test_lists_show_only_what_lies_in_the_callers_scope(
     assert callers.users["member"].id not in await ids("other_admin", "/v1/users")
     theirs = await items(platform, callers, "member", "/v1/tokens", limit="500")
     assert {token["subject_id"] for token in theirs} == {callers.users["member"].id}
+
+
+async def test_a_query_outside_the_scope_finds_nothing_whatever_the_policies_say(
+    platform: AuthPlatform, callers: Callers
+) -> None:
+    service, home = platform.service, callers.organization
+    robot = await service.create_service_account(
+        SYSTEM, home.id, callers.project.id, fresh("robot")
+    )
+    member = callers.users["member"]
+    token, _ = await service.create_token(SYSTEM, member, "t", 600)
+    [grant] = await service.find(
+        Scope.system("a test"), RoleGrant, RoleGrant.subject_id == member.id
+    )
+    ours = [home, callers.project, member, robot, token, grant]
+    ours_by_project = {callers.project.id, robot.id, grant.id}
+    scopes = {
+        "nothing": Scope(),
+        "theirs": Scope(organization_ids=frozenset({callers.other_organization.id})),
+        "home": Scope(organization_ids=frozenset({home.id})),
+        "project": Scope(project_ids=frozenset({callers.project.id})),
+    }
+    visible = {
+        name: {
+            row.id for row in ours if await service.find(scope, type(row), type(row).id == row.id)
+        }
+        for name, scope in scopes.items()
+    }
+    assert visible == {
+        "nothing": set(),
+        "theirs": set(),
+        "home": {row.id for row in ours},
+        "project": ours_by_project,
+    }
+    own = await service.find(Scope(), ApiToken, own=member.id)
+    assert {row.subject_id for row in own} == {member.id}
 
 
 async def test_pages_follow_each_other_without_gap_or_repeat(
