@@ -166,7 +166,7 @@ async def agent_platform() -> AsyncIterator[AgentPlatform]:
     platform = AgentPlatform()
     runner = web.AppRunner(platform.app(), shutdown_timeout=1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", 0, backlog=2048)
     await site.start()
     host, port = runner.addresses[0][:2]
     platform.url = f"http://{host}:{port}"

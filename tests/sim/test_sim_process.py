@@ -70,6 +70,17 @@ async def test_a_file_that_is_not_there_or_not_yaml_ends_the_process_with_2(
     assert "not YAML" in output
 
 
+async def test_a_vendor_without_a_table_ends_the_process_with_2_and_names_those_that_have_one(
+    tmp_path: Path,
+) -> None:
+    document = data_center(1)
+    document["nodes"][0]["personality"] = "hpe"
+    code, output = await run_sim(tmp_path, json.dumps(document))
+    assert code == 2
+    assert "no personality 'hpe' yet; it has: dell" in output
+    assert "Traceback" not in output
+
+
 async def test_sigterm_ends_the_process_cleanly_while_hosts_run(
     tmp_path: Path, platform: AgentPlatform
 ) -> None:

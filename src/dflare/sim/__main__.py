@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from dflare.sim.app import run
 from dflare.sim.config import SimConfig, load
+from dflare.sim.redfish.personality import UnknownPersonalityError
 from dflare.sim.server import PortInUseError
 
 _BAD_FILE = 2
@@ -35,6 +36,9 @@ def main() -> int:
         return _BAD_FILE
     try:
         uvloop.run(run(config, arguments.log, arguments.ready_file))
+    except UnknownPersonalityError as error:
+        _say(f"{arguments.config}: {error}")
+        return _BAD_FILE
     except PortInUseError as error:
         _say(str(error.strerror))
         return _PORT_IN_USE

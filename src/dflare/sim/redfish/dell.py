@@ -61,6 +61,7 @@ DELL = Vendor(
     processor_id="CPU.Socket.{}",
     gpu_id="Video.Slot.{}-1",
     session_limit=8,
+    sku_is_serial=True,
     refuses_same_state=True,
     shows_transitions=False,
 )

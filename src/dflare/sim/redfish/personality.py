@@ -7,14 +7,20 @@ from dflare.sim.redfish.vendor import Vendor
 _TABLES: dict[Personality, Vendor] = {Personality.DELL: DELL}
 
 
+class UnknownPersonalityError(ValueError):
+    """The file names a vendor that the simulator has no table for."""
+
+
 def personality_of(name: Personality) -> Vendor:
     """The vendor's table.
 
     Raises:
-        ValueError: the simulator has no such personality yet.
+        UnknownPersonalityError: the simulator has no such personality yet.
     """
     vendor = _TABLES.get(name)
     if vendor is None:
         known = ", ".join(sorted(_TABLES))
-        raise ValueError(f"the simulator has no personality {name.value!r} yet; it has: {known}")
+        raise UnknownPersonalityError(
+            f"the simulator has no personality {name.value!r} yet; it has: {known}"
+        )
     return vendor

@@ -44,7 +44,6 @@ def systems(bmc: Bmc) -> Document:
 def system(bmc: Bmc) -> Document:
     """The ComputerSystem."""
     host, node, path = bmc.host, bmc.host.node, bmc.system_path
-    dell = bmc.vendor.manufacturer == "Dell Inc."
     return resource(
         path,
         "ComputerSystem",
@@ -53,7 +52,7 @@ def system(bmc: Bmc) -> Document:
         Manufacturer=bmc.vendor.manufacturer,
         Model=node.model,
         SerialNumber=node.serial,
-        SKU=node.serial if dell else node.model,
+        SKU=node.serial if bmc.vendor.sku_is_serial else node.model,
         PartNumber=f"{node.model.replace(' ', '-').upper()}-A00",
         UUID=node.uuid,
         HostName=node.name,

@@ -43,9 +43,10 @@ class MediaSlot:
 class Vendor:
     """A vendor's personality.
 
-    ``bios_settings`` is the last part of the path that takes BIOS changes; empty where changes go
-    to the Bios resource itself. ``refuses_same_state``: a reset into the present power state is a
-    409. ``shows_transitions``: PowerState may read PoweringOn and PoweringOff.
+    ``bios_settings`` is the last part of the path that takes BIOS changes. ``sku_is_serial``: the
+    SKU shows the serial number, as Dell's service tags do. ``refuses_same_state``: a reset into the
+    present power state is a 409. ``shows_transitions``: PowerState may read PoweringOn and
+    PoweringOff.
     """
 
     manufacturer: str
@@ -66,6 +67,7 @@ class Vendor:
     processor_id: str
     gpu_id: str
     session_limit: int
+    sku_is_serial: bool
     refuses_same_state: bool
     shows_transitions: bool
 
