@@ -76,6 +76,7 @@ PLAN = Plan(
         PlannedStep(name="orchestrator.hand_over@1", per_site=False, commit=True),
         PlannedStep(name="lab.ready@1", on="resource", per_site=False),
     ),
+    undo_from=1,
     replace=SideStep(name="orchestrator.replace@1", per_site=False),
     park=(SideStep(name="lab.quarantine@1"),),
 )

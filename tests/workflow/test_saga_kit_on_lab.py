@@ -1,0 +1,21 @@
+"""Every step of the lab's saga failed, repeated and cut: the kit's own proof."""
+
+import pytest
+from lab import PLAN, LabWorld
+from sagakit import Disturbance, Final, SagaBench, check_disturbance, disturbances
+
+from dflare.kit.plan import OperationState
+
+
+@pytest.fixture(scope="module")
+async def undisturbed(bench: SagaBench) -> Final:
+    return await bench.run()
+
+
+@pytest.mark.parametrize("disturbance", list(disturbances(PLAN)), ids=str)
+async def test_a_disturbed_order_ends_as_an_undisturbed_one_or_undone(
+    bench: SagaBench, undisturbed: Final, world: LabWorld, disturbance: Disturbance
+) -> None:
+    assert undisturbed.state is OperationState.SUCCEEDED
+
+    await check_disturbance(bench, undisturbed, disturbance)
