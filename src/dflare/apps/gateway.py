@@ -16,13 +16,14 @@ from dflare.apps.process import Process, run_process
 from dflare.apps.wiring import Platform
 from dflare.kit import problem
 from dflare.kit.errors import UnauthenticatedError
+from dflare.kit.loop_lag import LoopLag
 from dflare.services.auth.contract import Principal
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
 """A site of 4,000 nodes is about 6 MiB; nothing else comes near."""
 
 
-def build_app(platform: Platform, hub: events.EventHub) -> FastAPI:
+def build_app(platform: Platform, hub: events.EventHub, lag: LoopLag | None = None) -> FastAPI:
     """The application over a wired platform."""
     app = FastAPI(
         title="Dflare",
@@ -56,7 +57,13 @@ def build_app(platform: Platform, hub: events.EventHub) -> FastAPI:
         """Whether this process can serve: the database answers."""
         async with platform.database.engine.connect() as connection:
             await connection.execute(text("SELECT 1"))
-        return JSONResponse({"status": "ok", "version": dflare.__version__})
+        return JSONResponse(
+            {
+                "status": "ok",
+                "version": dflare.__version__,
+                "loop_lag": lag.report() if lag else None,
+            }
+        )
 
     @app.get("/", include_in_schema=False)
     async def index() -> JSONResponse:
@@ -108,7 +115,9 @@ async def serve(process: Process) -> None:
     hub = events.EventHub(process.database, process.feed)
     process.start(hub.run(), "event-hub")
     settings = process.settings
-    app = build_app(platform, hub)
+    lag = LoopLag()
+    process.start(lag.run(), "loop-lag")
+    app = build_app(platform, hub, lag)
     await serve_http(process, app, settings.gateway_host, settings.gateway_port, "http")
 
 
