@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy import text
 
@@ -217,7 +218,8 @@ async def test_the_walk_finds_an_answer_that_is_too_kind(
 async def items(
     platform: AuthPlatform, callers: Callers, caller: str, path: str, **query: str
 ) -> list[dict[str, Any]]:
-    answer = await platform.client.get(path, params=query, headers=callers.headers(caller))
+    address = httpx.URL(path).copy_merge_params({"limit": "500", **query})
+    answer = await platform.client.get(address, headers=callers.headers(caller))
     assert answer.status_code == 200, answer.text
     return answer.json()["items"]
 
@@ -226,7 +228,7 @@ async def test_lists_show_only_what_lies_in_the_callers_scope(
     platform: AuthPlatform, callers: Callers
 ) -> None:
     async def ids(caller: str, path: str) -> set[str]:
-        return {item["id"] for item in await items(platform, callers, caller, path, limit="500")}
+        return {item["id"] for item in await items(platform, callers, caller, path)}
 
     home, other = callers.organization.id, callers.other_organization.id
     assert await ids("member", "/v1/organizations") == set()
@@ -234,6 +236,10 @@ async def test_lists_show_only_what_lies_in_the_callers_scope(
     assert {home, other} <= await ids("auditor", "/v1/organizations")
     assert await ids("member", "/v1/projects") == {callers.project.id}
     assert callers.project.id not in await ids("other_admin", "/v1/projects")
+    for reference in (home, callers.organization.name):
+        of_home = f"/v1/projects?organization={reference}"
+        assert await ids("member", of_home) == {callers.project.id}
+        assert await ids("other_admin", of_home) == set()
     assert await ids("member", "/v1/users") == {callers.users["member"].id}
     assert callers.users["member"].id in await ids("organization_admin", "/v1/users")
     assert callers.users["member"].id not in await ids("other_admin", "/v1/users")

@@ -6,6 +6,7 @@ this order.
 
 from fastapi import APIRouter, Depends, Header, Response
 from pydantic import BaseModel, Field
+from sqlalchemy import select
 
 from dflare.kit.pagination import Cursor, Limit, Page
 from dflare.services.auth import repository as rows
@@ -199,7 +200,9 @@ def _add_projects(routes: APIRouter, desk: Desk, principal: PrincipalOf) -> None
         cursor: Cursor = None,
         caller: Principal = Depends(principal),
     ) -> Page[ProjectDocument]:
-        conditions = [Project.organization_id == organization] if organization else []
+        named = (Organization.id == organization) | (Organization.name == organization)
+        owners = select(Organization.id).where(named)
+        conditions = [Project.organization_id.in_(owners)] if organization else []
         return await desk.page(caller, Project, ProjectDocument, cursor, limit, *conditions)
 
     @routes.post("/projects", status_code=201)
