@@ -9,10 +9,10 @@ import pytest
 # The kit and the fake world are imported by name from the tests beside them.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from lab import LabWorld, prepare_lab
 from sagakit import SagaBench, saga_bench
 
 from dflare.kit.db import Database
+from lab import LabWorld, prepare_lab
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,10 @@
 """Every step of the lab's saga failed, repeated and cut: the kit's own proof."""
 
 import pytest
-from lab import PLAN, LabWorld
 from sagakit import Disturbance, Final, SagaBench, check_disturbance, disturbances
 
 from dflare.kit.plan import OperationState
+from lab import PLAN, LabWorld
 
 
 @pytest.fixture(scope="module")
