@@ -1,0 +1,23 @@
+"""``python -m bench [NAME ...]``: run the benchmarks named, or all of them."""
+
+import importlib
+import sys
+from pathlib import Path
+
+# The starter of a whole platform is the tests' own.
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+NAMES = ("relay", "fleet", "orders")
+
+
+def main() -> None:
+    """Run and print."""
+    names = sys.argv[1:] or NAMES
+    if unknown := set(names) - set(NAMES):
+        sys.exit(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    for name in names:
+        importlib.import_module(f"bench.{name}").run()
+
+
+if __name__ == "__main__":
+    main()
