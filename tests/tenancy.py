@@ -4,14 +4,17 @@ Decisions are the shipped Cedar policies'; plans are the real sagas. What is lef
 storage behind both: callers and nodes are held in memory.
 """
 
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 from fastapi import APIRouter, FastAPI, Request
 
 from dflare.apps.migrate import locations
+from dflare.embedded.postgres import run_sql
 from dflare.kit import problem
 from dflare.kit.errors import ForbiddenError, NotFoundError, UnauthenticatedError
 from dflare.kit.migrations import upgrade_all
@@ -28,6 +31,7 @@ from dflare.services.auth.policy import decide
 from dflare.services.orchestrator.contract import Placed, Reservation, Wishes
 from dflare.services.orchestrator.errors import CapacityError
 from dflare.services.orchestrator.sagas import SAGAS
+from stores import fresh_database
 
 NOW = datetime(2026, 11, 15, 12, tzinfo=UTC)
 
@@ -158,3 +162,19 @@ async def migrate(url: str, *schemas: str) -> None:
     """Make ``schemas`` and the feed's."""
     every = locations()
     await upgrade_all(url, {name: every[name] for name in ("feed", *schemas)})
+
+
+_migrated: dict[tuple[str, ...], str] = {}
+
+
+async def migrated_database(postgres_url: str, *schemas: str) -> str:
+    """The URL of a new database with ``schemas`` and the feed's; only the first one is migrated,
+    the others are copies."""
+    template = _migrated.get((postgres_url, *schemas))
+    if template is None:
+        template = _migrated[postgres_url, *schemas] = fresh_database(postgres_url, "template")
+        await migrate(template, *schemas)
+    name = f"test_{secrets.token_hex(6)}"
+    parts = urlsplit(template)
+    run_sql(postgres_url, f'CREATE DATABASE "{name}" TEMPLATE "{parts.path[1:]}"')
+    return urlunsplit(parts._replace(path=f"/{name}"))

@@ -25,7 +25,7 @@ from dflare.services.clusters.errors import InvalidKeyError
 from dflare.services.clusters.service import ClusterService
 from dflare.services.clusters.service_keys import KeyService
 from dflare.services.clusters.tables import KIT, Cluster, KnownSite, UserData
-from stores import drop_database, fresh_database
+from stores import drop_database
 from tenancy import (
     MEMBER,
     NOW,
@@ -36,7 +36,7 @@ from tenancy import (
     Tenancy,
     application,
     client,
-    migrate,
+    migrated_database,
 )
 
 PROJECT = f"/projects/{RED.id}"
@@ -77,8 +77,7 @@ class Keys:
 
 @pytest.fixture
 async def keys(postgres_url: str) -> AsyncIterator[Keys]:
-    url = fresh_database(postgres_url)
-    await migrate(url, "clusters")
+    url = await migrated_database(postgres_url, "clusters")
     database = Database(url, application="test-keys")
     async with database.transaction("clusters") as session:
         site = {"site_id": "s", "name": "s", "currency": "EUR", "node_types": {"g8": "1"}}

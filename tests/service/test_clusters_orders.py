@@ -21,7 +21,7 @@ from dflare.services.clusters.service import ClusterService
 from dflare.services.clusters.service_keys import KeyService
 from dflare.services.clusters.tables import KIT, Cluster, KnownSite, NodePool
 from dflare.services.orchestrator.contract import Reservation, Wishes
-from stores import drop_database, fresh_database
+from stores import drop_database
 from tenancy import (
     BLUE,
     MEMBER,
@@ -34,7 +34,7 @@ from tenancy import (
     Tenancy,
     application,
     client,
-    migrate,
+    migrated_database,
 )
 
 CLUSTERS = f"/projects/{RED.id}/clusters"
@@ -85,8 +85,7 @@ class Shop:
 
 @pytest.fixture
 async def shop(postgres_url: str) -> AsyncIterator[Shop]:
-    url = fresh_database(postgres_url)
-    await migrate(url, "clusters")
+    url = await migrated_database(postgres_url, "clusters")
     database = DyingDatabase(url, application="test-clusters")
     async with database.transaction("clusters") as session:
         await session.execute(

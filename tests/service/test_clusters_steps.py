@@ -20,8 +20,8 @@ from dflare.services.clusters.domain import check_transition
 from dflare.services.clusters.tables import KIT, Cluster, KnownSite, Member
 from dflare.services.orchestrator.contract import AllocationFacts, AllocationState
 from dflare.services.orchestrator.sagas import SAGAS
-from stores import drop_database, fresh_database
-from tenancy import NOW, migrate
+from stores import drop_database
+from tenancy import NOW, migrated_database
 
 CLUSTER = "clu_1"
 STEPS = {step.name: step for step in steps(ManualClock(NOW))}
@@ -29,8 +29,7 @@ STEPS = {step.name: step for step in steps(ManualClock(NOW))}
 
 @pytest.fixture
 async def database(postgres_url: str) -> AsyncIterator[Database]:
-    url = fresh_database(postgres_url)
-    await migrate(url, "clusters")
+    url = await migrated_database(postgres_url, "clusters")
     database = Database(url, application="test-steps")
     async with database.transaction("clusters") as session:
         await session.execute(

@@ -25,8 +25,8 @@ from dflare.kit.feed import FeedSignal, copy_events
 from dflare.kit.outbox import Event, emit
 from dflare.services.auth.contract import Principal, ProjectRef
 from dflare.services.clusters.tables import KIT
-from stores import drop_database, fresh_database
-from tenancy import BLUE, MEMBER, OPERATOR, RED, STRANGER, Tenancy, application, migrate
+from stores import drop_database
+from tenancy import BLUE, MEMBER, OPERATOR, RED, STRANGER, Tenancy, application, migrated_database
 
 AT = datetime(2026, 11, 1, tzinfo=UTC)
 
@@ -95,8 +95,7 @@ class Subscription:
 
 @pytest.fixture
 async def gateway(postgres_url: str) -> AsyncIterator[Gateway]:
-    url = fresh_database(postgres_url)
-    await migrate(url, "clusters")
+    url = await migrated_database(postgres_url, "clusters")
     async with serving(url) as gateway:
         yield gateway
     drop_database(url)

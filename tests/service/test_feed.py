@@ -20,8 +20,8 @@ from dflare.kit.outbox import Event, emit
 from dflare.kit.tables import KitTables
 from dflare.services.clusters.tables import KIT as CLUSTERS
 from dflare.services.metering.tables import KIT as METERING
-from stores import drop_database, fresh_database
-from tenancy import migrate
+from stores import drop_database
+from tenancy import migrated_database
 
 SOURCES = (CLUSTERS, METERING)
 AT = datetime(2026, 11, 1, tzinfo=UTC)
@@ -29,8 +29,7 @@ AT = datetime(2026, 11, 1, tzinfo=UTC)
 
 @pytest.fixture
 async def database(postgres_url: str) -> AsyncIterator[Database]:
-    url = fresh_database(postgres_url)
-    await migrate(url, "clusters", "metering")
+    url = await migrated_database(postgres_url, "clusters", "metering")
     database = Database(url, application="test-feed")
     yield database
     await database.dispose()

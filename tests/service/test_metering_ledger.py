@@ -24,7 +24,7 @@ from dflare.services.metering.contract import QuotaLimit
 from dflare.services.metering.service import MeteringService
 from dflare.services.metering.tables import KIT, LedgerEntry, Price
 from dflare.services.orchestrator.contract import AllocationFacts, AllocationState
-from stores import drop_database, fresh_database
+from stores import drop_database
 from tenancy import (
     BLUE,
     MEMBER,
@@ -36,7 +36,7 @@ from tenancy import (
     Tenancy,
     application,
     client,
-    migrate,
+    migrated_database,
 )
 
 PROJECT = f"/projects/{RED.id}"
@@ -66,8 +66,7 @@ class Meter:
 
 @pytest.fixture
 async def meter(postgres_url: str) -> AsyncIterator[Meter]:
-    url = fresh_database(postgres_url)
-    await migrate(url, "metering")
+    url = await migrated_database(postgres_url, "metering")
     database = Database(url, application="test-metering")
     tenancy, clock = Tenancy(), ManualClock(NOW)
     service = MeteringService(database=database, clock=clock, authorizer=tenancy)
