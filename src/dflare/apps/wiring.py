@@ -27,6 +27,7 @@ from dflare.kit.steps import Step, StepRunner
 from dflare.kit.tables import KitTables
 from dflare.services.auth import api as auth_api
 from dflare.services.auth import api_oidc
+from dflare.services.auth import repository as auth_repository
 from dflare.services.auth.contract import Authorizer, Principal
 from dflare.services.auth.reconciler import AuthReconciler
 from dflare.services.auth.service import AuthService
@@ -288,6 +289,7 @@ class Platform:
     def projections(self) -> list[Projection]:
         """Every read model."""
         return [
+            *auth_repository.projections(),
             *baremetal_projections.projections(),
             *clusters_activities.projections(),
             *metering_activities.projections(),
