@@ -101,10 +101,27 @@ def test_an_api_that_does_not_answer_here_says_to_start_it(cli: Any) -> None:
 def test_without_a_project_the_error_names_those_there_are(stub: Any, cli: Any) -> None:
     stub.answer("GET", "/organizations", pages({"id": "org_1", "name": "acme"}))
     project = {"id": "prj_1", "name": "lab", "organization_id": "org_1"}
-    stub.answer("GET", "/projects", pages(project))
+    stub.answer("GET", "/projects", pages(project, {**project, "id": "prj_2", "name": "fab"}))
     result = cli("ssh-key", "list", DFLARE_CLI_PROJECT=None)
     assert result.exit_code == 2
-    assert "acme/lab" in result.stderr
+    assert "acme/lab, acme/fab" in result.stderr
+
+
+def test_who_sees_one_project_need_not_choose_it(stub: Any, cli: Any) -> None:
+    stub.answer("GET", "/organizations", pages())
+    project = {"id": "prj_1", "name": "lab", "organization_id": "org_1"}
+    stub.answer("GET", "/projects", pages(project))
+    stub.answer("GET", "/projects/prj_1/ssh-keys", pages())
+    assert cli("ssh-key", "list", DFLARE_CLI_PROJECT=None).exit_code == 0
+
+
+def test_a_project_is_found_under_an_organization_that_is_not_visible(stub: Any, cli: Any) -> None:
+    stub.answer("GET", "/organizations", pages())
+    project = {"id": "prj_1", "name": "lab", "organization_id": "org_1"}
+    stub.answer("GET", "/projects", pages(project))
+    stub.answer("GET", "/projects/acme/lab", project)
+    stub.answer("GET", "/projects/prj_1/ssh-keys", pages())
+    assert cli("ssh-key", "list", "--project", "acme/lab").exit_code == 0
 
 
 # --- orders and repeats ----------------------------------------------------------------------

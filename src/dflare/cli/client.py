@@ -110,14 +110,17 @@ class Api:
         return self._json(response)
 
     def project(self) -> str:
-        """The chosen project as a path's segment.
+        """The chosen project as a path's segment; who may see only one need not choose.
 
         Raises:
             UsageError: none is chosen, or there is none of that name.
         """
         reference = self.context.project
         if not reference:
-            names = [f"{item['organization']}/{item['name']}" for item in self.projects()[:10]]
+            projects = self.projects()
+            if len(projects) == 1:
+                return segment(str(projects[0]["id"]))
+            names = [f"{item['organization']}/{item['name']}" for item in projects[:10]]
             way = f"one of {', '.join(names)}" if names else "a project that somebody gives you"
             raise UsageError(
                 "no project is chosen",
@@ -149,6 +152,11 @@ class Api:
         ]
         if len(fitting) == 1:
             return fitting[0]
+        organization, slash, name = reference.partition("/")
+        if slash and not fitting:
+            # Members may not see their organization, but the API knows its name.
+            found = self.get(f"/projects/{segment(organization)}/{segment(name)}")
+            return {**found, "organization": organization}
         if fitting:
             names = ", ".join(f"{item['organization']}/{item['name']}" for item in fitting)
             raise UsageError(
