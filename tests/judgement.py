@@ -289,6 +289,7 @@ def _assert_within_log(tenancy: Tenancy, prices: Mapping[str, Decimal]) -> None:
         (Decimal(amount) for i in tenancy.invoices.values() for amount in i["totals"].values()),
         Decimal(0),
     )
+    assert billed > 0, "nothing was billed, so nothing was judged"
     # One cent a month for rounding.
     slack = CENT * len(tenancy.invoices)
     assert _money(least, price) - slack <= billed <= _money(most, price) + slack

@@ -12,6 +12,9 @@ import pytest
 from running_platform import KILL_SETTINGS, PlatformHandle, Tenant, brief, ok, running_platform
 from site_files import FLEET, PlatformWish
 
+# The fixture of the module holds everything that takes time.
+pytestmark = pytest.mark.timeout(900)
+
 NODES, HELD, CORDONED = 8, 2, 1
 FREE = NODES - HELD - CORDONED
 PLENTY = 100

@@ -13,6 +13,9 @@ from judgement import Order, Story
 from running_platform import running_platform
 from site_files import PlatformWish, import_whole_fleet
 
+# The fixture of the module holds everything that takes time.
+pytestmark = pytest.mark.timeout(900)
+
 RED, BLUE = 16, 128
 
 

@@ -28,6 +28,9 @@ from running_platform import (
 )
 from site_files import PlatformWish
 
+# The fixture of the module holds everything that takes time.
+pytestmark = pytest.mark.timeout(900)
+
 NODES, ORDERED = 8, 5
 SEED = 20230711
 SPEED = 20
@@ -102,10 +105,10 @@ class Killer:
                 operation = operation or await order()
                 await self._reach(operation, moment.step)
                 await self.platform.sim.speed(1)
-                await self.platform.sim.clear_faults()
                 process = self.processes.pop()
                 pid = self.platform.kill(process)
                 self.hits.append((moment.step, process))
+                await self.platform.sim.clear_faults()
             await self.platform.until_healthy(other_than=pid)
             await self.platform.sim.speed(SPEED)
         assert operation is not None

@@ -18,6 +18,9 @@ from judgement import Order, Story
 from running_platform import running_platform
 from site_files import PlatformWish
 
+# The fixture of the module holds everything that takes time.
+pytestmark = pytest.mark.timeout(900)
+
 NODES, RED, BLUE = 24, 9, 5
 
 
