@@ -249,7 +249,7 @@ class BaremetalSite:
             step=name,
             index=0,
             undoing=undoing,
-            batch="0",
+            batch=f"{(targets or order.node_ids)[0]}",
             site_id=self.site_id,
             resource_id=order.cluster_id or self.site_id,
             targets=tuple(targets or order.node_ids),

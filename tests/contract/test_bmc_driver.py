@@ -94,15 +94,15 @@ async def _power_is(driver: RedfishDriver, bmc: BmcAccess, wanted: Power) -> boo
     return (await driver.observe(bmc)).power is wanted
 
 
-async def test_restart_turns_a_server_on_that_was_off(
+async def test_boot_turns_a_server_on_that_was_off_and_resets_one_that_runs(
     driver: RedfishDriver, bmc: BmcAccess, sim: SimHandle
 ) -> None:
     await driver.ensure_power(bmc, Power.OFF)
     await _until(lambda: _power_is(driver, bmc, Power.OFF))
-    await driver.restart(bmc)
+    await driver.boot(bmc, None)
     await _until(lambda: _power_is(driver, bmc, Power.ON))
     mark = await sim.mark()
-    await driver.restart(bmc)
+    await driver.boot(bmc, None)
     asked = await sim.log(kind="reset_asked", subject=NAME, after=mark)
     assert [entry["reset"] for entry in asked] == ["ForceRestart"]
 
@@ -110,33 +110,25 @@ async def test_restart_turns_a_server_on_that_was_off(
 async def test_media_is_inserted_exchanged_and_ejected(
     driver: RedfishDriver, bmc: BmcAccess, sim: SimHandle
 ) -> None:
+    before = None
     for url in (URL, URL, URL + "?2", None, None):
-        assert await driver.ensure_media(bmc, url) == url
+        assert await driver.ensure_media(bmc, url) == before
+        before = url
         shown = (await sim.truth(NAME))["virtual_media"]
         assert list(shown.values()) == ([url] if url else [])
 
 
-async def test_a_one_time_boot_is_set_once_and_used_up_by_the_next_boot(
+async def test_a_boot_goes_to_its_target_once(
     driver: RedfishDriver, bmc: BmcAccess, sim: SimHandle
 ) -> None:
-    for _ in range(2):
-        await driver.ensure_boot_once(bmc, BootTarget.CD)
-    assert (await _boot(sim))["BootSourceOverrideTarget"] == "Cd"
-    await driver.restart(bmc)
-
-    async def used_up() -> bool:
-        return (await _boot(sim))["BootSourceOverrideEnabled"] == "Disabled"
-
-    await _until(used_up)
-
-
-async def _boot(sim: SimHandle) -> dict[str, str]:
-    account = DOCUMENT.credentials[NODE.bmc.credentials_ref]
-    assert account.password is not None
-    pair = (account.username, account.password.get_secret_value())
-    async with sim.bmc(NAME, auth=pair) as client:
-        system = await client.get("/redfish/v1/Systems/System.Embedded.1")
-    return system.json()["Boot"]
+    await driver.ensure_media(bmc, URL)
+    mark = await sim.mark()
+    await driver.boot(bmc, BootTarget.CD)
+    await sim.until_logged("medium_unreadable", NAME, mark)
+    mark = await sim.mark()
+    await driver.boot(bmc, BootTarget.DISK)
+    await sim.until_logged("restarted", NAME, mark)
+    await driver.ensure_media(bmc, None)
 
 
 async def test_bios_settings_wait_for_a_reset_and_are_then_in_force(
@@ -148,7 +140,7 @@ async def test_bios_settings_wait_for_a_reset_and_are_then_in_force(
     assert first.differing["SysProfile"] == ("PerfPerWattOptimizedDapc", "PerfOptimized")
     again = await driver.ensure_bios(bmc, settings)
     assert (again.applied, again.staged) == (False, False)
-    await driver.restart(bmc)
+    await driver.boot(bmc, None)
 
     async def applied() -> bool:
         return (await driver.ensure_bios(bmc, settings)).applied
@@ -156,7 +148,7 @@ async def test_bios_settings_wait_for_a_reset_and_are_then_in_force(
     await _until(applied)
     assert "SysProfile" in await driver.changed_bios(bmc)
     assert await driver.reset_bios(bmc)
-    await driver.restart(bmc)
+    await driver.boot(bmc, None)
 
     async def default() -> bool:
         return await driver.changed_bios(bmc) == ()

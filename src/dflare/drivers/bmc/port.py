@@ -138,16 +138,15 @@ class BmcDriver(Protocol):
         under way, or even the state before it: then ``observe`` until it is so."""
         ...
 
-    async def restart(self, bmc: BmcAccess) -> None:
-        """Reset a running server at once, or turn it on. Not idempotent: call it once a boot."""
-        ...
-
-    async def ensure_boot_once(self, bmc: BmcAccess, target: BootTarget) -> None:
-        """Let the next boot, and that alone, go to ``target``."""
+    async def boot(self, bmc: BmcAccess, target: BootTarget | None) -> None:
+        """Start the server anew: reset it at once where it runs, turn it on where it is off. This
+        boot, and that alone, goes to ``target``; without one it follows the server's boot order.
+        Not idempotent: call it once a boot."""
         ...
 
     async def ensure_media(self, bmc: BmcAccess, url: str | None) -> str | None:
-        """Insert the image at ``url`` as virtual CD, or eject; returns what is inserted."""
+        """Insert the image at ``url`` as virtual CD, or eject; returns what was inserted before.
+        What a boot from it brings is seen by that boot."""
         ...
 
     async def ensure_bios(self, bmc: BmcAccess, settings: frozenset[BiosSetting]) -> BiosOutcome:

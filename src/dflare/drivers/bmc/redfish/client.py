@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import aiohttp
 import orjson
+from yarl import URL
 
 from dflare.drivers.bmc.port import (
     BmcAccess,
@@ -63,8 +64,10 @@ class RedfishClient:
     def __init__(self, ca_file: str = "", *, at_once: int = CALLS_AT_ONCE) -> None:
         self._ca_file = ca_file
         self._slots = asyncio.Semaphore(at_once)
+        self._lines: dict[str, asyncio.Lock] = {}
         self._session: aiohttp.ClientSession | None = None
         self._authorization: dict[tuple[str, str], str] = {}
+        self._urls: dict[tuple[str, str], URL] = {}
 
     async def close(self) -> None:
         """Close every connection."""
@@ -101,7 +104,12 @@ class RedfishClient:
         """
         what = f"redfish {method} {path}"
         assert_no_transaction(what)
-        async with self._slots:
+        # One call at a time to a BMC: they are small computers, and each connection more is a TLS
+        # handshake more, which costs both sides more than all its calls.
+        line = self._lines.get(bmc.address)
+        if line is None:
+            line = self._lines[bmc.address] = asyncio.Lock()
+        async with line, self._slots:
             with span(what, bmc=bmc.address):
                 status, data, etag = await self._exchange(bmc, method, path, body, headers or {})
         if 200 <= status < 300:
@@ -127,7 +135,7 @@ class RedfishClient:
         try:
             async with self._opened().request(
                 method,
-                f"https://{bmc.address}{path}",
+                self._url(bmc, path),
                 data=None if body is None else orjson.dumps(body),
                 headers=sent,
                 allow_redirects=False,
@@ -154,6 +162,14 @@ class RedfishClient:
                 auto_decompress=True,
             )
         return self._session
+
+    def _url(self, bmc: BmcAccess, path: str) -> URL:
+        """The parsed URL, kept: the same few paths of each BMC are asked for again and again."""
+        key = (bmc.address, path)
+        known = self._urls.get(key)
+        if known is None:
+            known = self._urls[key] = URL(f"https://{bmc.address}{path}", encoded=True)
+        return known
 
     def _basic(self, bmc: BmcAccess) -> str:
         pair = (bmc.username, bmc.password)

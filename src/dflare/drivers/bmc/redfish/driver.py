@@ -55,22 +55,19 @@ class RedfishDriver:
             answer = await self._client.get(bmc, paths.system)
         return observed(answer.document)
 
-    async def restart(self, bmc: BmcAccess) -> None:
-        """See ``BmcDriver``."""
-        paths = await self._finder.system(bmc)
-        off = await self._power(bmc, paths) is Power.OFF
-        await self._reset(bmc, paths, "On" if off else "ForceRestart")
-
-    async def ensure_boot_once(self, bmc: BmcAccess, target: BootTarget) -> None:
+    async def boot(self, bmc: BmcAccess, target: BootTarget | None) -> None:
         """See ``BmcDriver``."""
         paths, answer = await self._finder.read_system(bmc)
-        boot: dict[str, Any] = answer.document.get("Boot") or {}
-        wanted = {
-            "BootSourceOverrideEnabled": "Once",
-            "BootSourceOverrideTarget": _TARGETS[target],
-        }
-        if any(boot.get(name) != value for name, value in wanted.items()):
-            await self._client.patch(bmc, paths.system, {"Boot": wanted}, answer.etag)
+        if target is not None:
+            boot: dict[str, Any] = answer.document.get("Boot") or {}
+            wanted = {
+                "BootSourceOverrideEnabled": "Once",
+                "BootSourceOverrideTarget": _TARGETS[target],
+            }
+            if any(boot.get(name) != value for name, value in wanted.items()):
+                await self._client.patch(bmc, paths.system, {"Boot": wanted}, answer.etag)
+        off = power_of(answer.document) is Power.OFF
+        await self._reset(bmc, paths, "On" if off else "ForceRestart")
 
     async def ensure_media(self, bmc: BmcAccess, url: str | None) -> str | None:
         """See ``BmcDriver``."""
@@ -90,8 +87,7 @@ class RedfishDriver:
                 await self._client.post(bmc, media.insert, body)
             else:
                 await self._client.patch(bmc, media.slot, body)
-        slot = (await self._client.get(bmc, media.slot)).document
-        return str(slot["Image"]) if slot.get("Inserted") and slot.get("Image") else None
+        return present
 
     async def ensure_bios(self, bmc: BmcAccess, settings: frozenset[BiosSetting]) -> BiosOutcome:
         """See ``BmcDriver``."""
@@ -104,9 +100,6 @@ class RedfishDriver:
     async def changed_bios(self, bmc: BmcAccess) -> tuple[str, ...]:
         """See ``BiosDefaults``."""
         return await self._bios.changed(bmc)
-
-    async def _power(self, bmc: BmcAccess, paths: SystemPaths) -> Power:
-        return power_of((await self._client.get(bmc, paths.system)).document)
 
     async def _reset(self, bmc: BmcAccess, paths: SystemPaths, kind: str) -> None:
         if paths.resets and kind not in paths.resets:

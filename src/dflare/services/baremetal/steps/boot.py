@@ -80,7 +80,6 @@ async def run_task(work: NodeWork, kind: str, params: dict[str, Any]) -> dict[st
 async def _boot(work: NodeWork, round_: int) -> None:
     bmc, access = work.parts.bmc, work.node.bmc
     await bmc.ensure_media(access, medium_url(work))
-    await bmc.ensure_boot_once(access, BootTarget.CD)
-    await bmc.restart(access)
+    await bmc.boot(access, BootTarget.CD)
     # Noted after it: a crash between the two only boots once more.
     await work.parts.sessions.booted(work.session, round_)

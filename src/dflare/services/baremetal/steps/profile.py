@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from dflare.drivers.bmc.port import BiosSetting, Power
+from dflare.drivers.bmc.port import BiosSetting
 from dflare.kit.steps import Outcome
 from dflare.services.baremetal.errors import NodeFailedError
 from dflare.services.baremetal.steps.base import NodeStep, NodeWork
@@ -33,18 +33,10 @@ class Profile(NodeStep):
             if found.staged or resets == 0:
                 if resets == _RESETS_AT_MOST:
                     raise NodeFailedError(_still(found.differing), fault=True)
-                await _reset(work)
+                # Where it boots to does not matter: the firmware applies what is staged.
+                await bmc.boot(access, None)
                 resets += 1
             await work.pause("the BIOS settings wait for the server's reset")
-
-
-async def _reset(work: NodeWork) -> None:
-    """Boot once, so that the firmware applies what is staged; where it boots to does not matter."""
-    bmc, access = work.parts.bmc, work.node.bmc
-    if (await bmc.observe(access)).power is Power.OFF:
-        await bmc.ensure_power(access, Power.ON)
-    else:
-        await bmc.restart(access)
 
 
 def _still(differing: Mapping[str, tuple[str, str]]) -> str:

@@ -1,5 +1,6 @@
 """Writing a tenant's system to a node, and starting it."""
 
+import asyncio
 import base64
 from datetime import datetime
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import orjson
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from dflare.drivers.bmc.port import BootTarget, Power
+from dflare.drivers.bmc.port import BootTarget
 from dflare.kit.outbox import Event
 from dflare.kit.plan import StepCall
 from dflare.kit.steps import Outcome
@@ -28,6 +29,8 @@ from dflare.services.baremetal.steps.power import power_off
 from dflare.services.baremetal.tables import BootConfig, Image, Node
 
 PURPOSE = "provision"
+_TENANT_ROUND = 2
+"""The session's second boot: that of the tenant's system; the first is the agent's."""
 
 
 class BootPlan:
@@ -138,24 +141,12 @@ class Start(_TenantStep):
         config, source, _ = self.plan_of(work)
         bmc, access, session = work.parts.bmc, work.node.bmc, work.session
         if session.up is None:
-            await bmc.ensure_media(access, None)
-            await bmc.ensure_boot_once(access, BootTarget.DISK)
-            await bmc.ensure_power(access, Power.ON)
-        give_up_in_s = work.parts.patience_s()
-        while session.up is None:
-            if session.closed:
-                raise NodeFailedError("the node was taken over")
-            await work.until_changed("the tenant's system has not called home", LOOK_EVERY_S)
-            give_up_in_s -= LOOK_EVERY_S
-            if session.up is None and give_up_in_s <= 0:
-                await bmc.restart(access)
-                give_up_in_s = work.parts.patience_s()
-            elif session.up is None:
-                await bmc.ensure_power(access, Power.ON)
-        _check_up(work, session.up, config, source)
+            await self._until_up(work)
+        up = session.up or {}
+        _check_up(work, up, config, source)
         while not (await bmc.observe(access)).os_running:
             await work.pause("the BMC does not see the system run yet")
-        return Outcome("done", observed={"boot_id": session.up["boot_id"]})
+        return Outcome("done", observed={"boot_id": up["boot_id"]})
 
     def admit(self, row: Node, call: StepCall) -> Outcome | None:
         """See ``NodeStep.admit``."""
@@ -163,6 +154,23 @@ class Start(_TenantStep):
             reason = f" ({row.reason})" if row.reason else ""
             return Outcome("failed", f"the node is {row.state}{reason}")
         return super().admit(row, call)
+
+    async def _until_up(self, work: NodeWork) -> None:
+        """Boot the disk and wait for the call home; a boot that brings none is tried again."""
+        bmc, access, session = work.parts.bmc, work.node.bmc, work.session
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + work.parts.patience_s()
+        while session.up is None:
+            if session.closed:
+                raise NodeFailedError("the node was taken over")
+            if session.round < _TENANT_ROUND or loop.time() >= give_up_at:
+                await bmc.ensure_media(access, None)
+                await bmc.boot(access, BootTarget.DISK)
+                # Noted after it: a crash between the two only boots once more.
+                await work.parts.sessions.booted(session, _TENANT_ROUND)
+                give_up_at = loop.time() + work.parts.patience_s()
+                continue
+            await work.until_changed("the tenant's system has not called home", LOOK_EVERY_S)
 
     def succeeded(
         self, row: Node, outcome: Outcome, call: StepCall, now: datetime, events: list[Event]

@@ -64,7 +64,7 @@ class Reboot(_TenantAction):
 
     async def work(self, work: NodeWork) -> Outcome:
         """See ``NodeStep.work``."""
-        await _restart_into_system(work)
+        await _restart_into_system(work, None)
         return DONE
 
 
@@ -78,9 +78,7 @@ class Unrescue(_TenantAction):
     async def work(self, work: NodeWork) -> Outcome:
         """See ``NodeStep.work``."""
         await work.parts.bmc.ensure_media(work.node.bmc, None)
-        if work.session.round < 1:
-            await work.parts.bmc.ensure_boot_once(work.node.bmc, BootTarget.DISK)
-        await _restart_into_system(work)
+        await _restart_into_system(work, BootTarget.DISK)
         return DONE
 
 
@@ -113,13 +111,13 @@ class Rescue(_TenantAction):
         return Outcome("done", observed=observed)
 
 
-async def _restart_into_system(work: NodeWork) -> None:
+async def _restart_into_system(work: NodeWork, target: BootTarget | None) -> None:
     """Reset once, and wait until the BMC sees a system run that started after it."""
     bmc, access = work.parts.bmc, work.node.bmc
     before = await bmc.observe(access)
     looks = _UNCHANGED_LOOKS
     if work.session.round < 1:
-        await bmc.restart(access)
+        await bmc.boot(access, target)
         # Noted after it: a crash between the two only resets once more.
         await work.parts.sessions.booted(work.session, 1)
         looks = 0
