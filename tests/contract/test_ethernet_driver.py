@@ -115,11 +115,14 @@ async def test_removed_segments_leave_nothing(driver: NvueSwitches, leaf: Device
 async def test_a_slow_apply_is_a_job_until_it_ends(
     driver: NvueSwitches, leaf: DeviceAccess, sim: SimHandle
 ) -> None:
-    await sim.fault("nvue_slow", "leaf0", count=1, params={"seconds": 60})
+    await _run_at(sim, 1)
+    await sim.fault("nvue_slow", "leaf0", count=1, params={"seconds": 300})
     receipt = await driver.ensure(leaf, SwitchChange(ports={"swp1": 100}), 0.1)
     assert len(receipt.jobs) == 1
     assert await driver.unfinished(leaf, receipt.jobs) == set(receipt.jobs)
+    assert await driver.running(leaf) == set(receipt.jobs)
     assert (await driver.observe(leaf)).ports["swp1"] == CLOSED
+    await _run_at(sim, 600)
     while await driver.unfinished(leaf, receipt.jobs):
         pass
     assert (await driver.observe(leaf)).ports["swp1"].link_up
@@ -196,3 +199,7 @@ def _assert_holds(seen: SwitchSeen, segment: Segment) -> None:
     assert seen.vlans[segment.vlan] == {segment.vni}
     assert seen.gateways[segment.vlan] == (segment.vrf, frozenset({segment.gateway}))
     assert seen.vrfs[segment.vrf] == VrfSeen(frozenset({segment.l3_vni}), target, target)
+
+
+async def _run_at(sim: SimHandle, speed: float) -> None:
+    (await sim.control.post("/clock", json={"speed": speed})).raise_for_status()

@@ -1,14 +1,23 @@
 """The port of InfiniBand fabric managers, held by its drivers at the wire of the simulator."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from dflare.drivers.fabric.port import DeviceAccess, DeviceRefusedError, DeviceUnreachableError
-from dflare.drivers.fabric.rest import DeviceRest
+from dflare.drivers.fabric.rest import DeviceRest, Reply
 from dflare.drivers.infiniband.port import DEFAULT_PKEY, ISOLATED, TENANT, Member
 from dflare.drivers.infiniband.ufm import UfmManager
 from simulator import SimHandle, data_center, simulator
+
+
+class NamelessJobs(DeviceRest):
+    """What a UFM does whose answers to PKey writes name no job (only ``hosts`` calls must)."""
+
+    async def call(self, *args: Any, **more: Any) -> Reply:
+        return replace(await super().call(*args, **more), location=None)
 
 
 @pytest.fixture(scope="module")
@@ -92,17 +101,19 @@ async def test_ports_can_be_isolated_in_the_default_partition(
 async def test_a_late_job_is_reported_until_it_ends(
     driver: UfmManager, manager: DeviceAccess, guids: list[str], sim: SimHandle
 ) -> None:
-    await sim.fault("ufm_job_late", count=1, params={"seconds": 30})
+    await _run_at(sim, 1)
+    await sim.fault("ufm_job_late", count=1, params={"seconds": 300})
     receipt = await driver.ensure_members(manager, 0x13, guids[:1], TENANT, 0.05)
     assert len(receipt.jobs) == 1
     assert not receipt.landed
     assert await driver.unfinished(manager, receipt.jobs) == set(receipt.jobs)
-    assert set(await driver.running(manager)) == set(receipt.jobs)
+    assert await driver.running(manager) == set(receipt.jobs)
     assert 0x13 not in (await driver.observe(manager)).partitions
+    await _run_at(sim, 600)
     while await driver.unfinished(manager, receipt.jobs):
-        assert await driver.running(manager)
+        pass
     assert (await driver.observe(manager)).partitions[0x13] == {guids[0]: TENANT}
-    assert await driver.running(manager) == {}
+    assert await driver.running(manager) == set()
 
 
 async def test_a_job_that_the_manager_forgot_is_not_unfinished(
@@ -112,11 +123,12 @@ async def test_a_job_that_the_manager_forgot_is_not_unfinished(
     assert await driver.unfinished(manager, []) == set()
 
 
-async def test_a_failed_job_has_ended_and_the_read_back_shows_it(
+async def test_a_job_that_fails_is_an_error_and_has_no_effect(
     driver: UfmManager, manager: DeviceAccess, guids: list[str], sim: SimHandle
 ) -> None:
-    await sim.fault("ufm_job_fails", count=1)
-    assert (await driver.ensure_members(manager, 0x14, guids[:1], TENANT, 5)).landed
+    await sim.fault("ufm_job_fails", count=1, params={"reason": "the subnet manager is busy"})
+    with pytest.raises(DeviceRefusedError, match="the subnet manager is busy"):
+        await driver.ensure_members(manager, 0x14, guids[:1], TENANT, 5)
     assert 0x14 not in (await driver.observe(manager)).partitions
 
 
@@ -152,7 +164,25 @@ async def test_a_manager_without_an_answer_leaves_the_outcome_open(
         await driver.observe(manager)
 
 
+async def test_where_no_job_is_named_the_read_back_decides_and_else_nothing_is_certain(
+    manager: DeviceAccess, guids: list[str], sim: SimHandle
+) -> None:
+    rest = NamelessJobs(ca_file=str(sim.ca_file), timeout_s=10)
+    driver = UfmManager(rest)
+    assert (await driver.ensure_members(manager, 0x17, guids[:2], TENANT, 5)).landed
+    assert (await driver.remove_members(manager, 0x17, guids[:1], 5)).landed
+    await sim.fault("ufm_job_late", count=1, params={"seconds": 3600})
+    receipt = await driver.remove_members(manager, 0x17, guids[1:2], 0.05)
+    assert not receipt.certain
+    assert not receipt.landed
+    await rest.close()
+
+
 async def test_wrong_credentials_are_refused(driver: UfmManager, manager: DeviceAccess) -> None:
     wrong = DeviceAccess("ufm", manager.address, manager.username, "wrong-password")
     with pytest.raises(DeviceRefusedError):
         await driver.observe(wrong)
+
+
+async def _run_at(sim: SimHandle, speed: float) -> None:
+    (await sim.control.post("/clock", json={"speed": speed})).raise_for_status()

@@ -55,10 +55,18 @@ class NvueSwitches:
         """Revisions that are still on their way; one that is gone or pending is not."""
         waiting: set[str] = set()
         for revision in jobs:
-            state = await self._state(access, revision)
-            if state is not None and state not in _APPLIED | _FAILED | {"pending"}:
+            if _under_way(await self._state(access, revision)):
                 waiting.add(revision)
         return frozenset(waiting)
+
+    async def running(self, access: DeviceAccess) -> frozenset[str]:
+        """Revisions that somebody asked to apply and that have not ended."""
+        revisions = branch((await self._call(access, "GET", _REVISION)).body)
+        return frozenset(
+            revision
+            for revision, shown in revisions.items()
+            if _under_way(branch(shown).get("state"))
+        )
 
     async def _prepared(self, access: DeviceAccess, change: SwitchChange) -> str:
         made = (await self._call(access, "POST", _REVISION)).body
@@ -97,6 +105,10 @@ class NvueSwitches:
         if reply.status == 404 and not path.startswith(f"{_REVISION}/"):
             raise DeviceRefusedError(f"{access.name}: {method} {path}: 404")
         return reply
+
+
+def _under_way(state: Json) -> bool:
+    return state is not None and state not in _APPLIED | _FAILED | {"pending"}
 
 
 def _patches(change: SwitchChange) -> Iterator[Json]:

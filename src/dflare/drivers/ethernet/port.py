@@ -105,3 +105,7 @@ class EthernetSwitches(Protocol):
     async def unfinished(self, access: DeviceAccess, jobs: Iterable[str]) -> frozenset[str]:
         """Those of ``jobs`` (from receipts) that may still take effect."""
         ...
+
+    async def running(self, access: DeviceAccess) -> frozenset[str]:
+        """Every revision that is on its way now, whoever started it."""
+        ...

@@ -51,6 +51,7 @@ class FabricManager(Protocol):
 
         Raises:
             ValueError: a PKey or GUID that must never be sent (0x0, a membership bit, a typo).
+            DeviceRefusedError: also when the manager's job ended in a failure.
         """
         ...
 
@@ -68,6 +69,6 @@ class FabricManager(Protocol):
         """Those of ``jobs`` (from receipts) that still run."""
         ...
 
-    async def running(self, access: DeviceAccess) -> Mapping[str, str]:
-        """Every job that runs now, whoever started it: id and description."""
+    async def running(self, access: DeviceAccess) -> frozenset[str]:
+        """Every job that runs now, whoever started it."""
         ...

@@ -9,7 +9,7 @@ default partition.
 
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from dflare.drivers.fabric.port import (
     DeviceAccess,
@@ -26,6 +26,7 @@ _JOBS = "/ufmRest/jobs"
 _GUID = re.compile(r"[0-9a-f]{16}")
 _IDS_A_REQUEST = 200
 _RUNNING = "Running"
+_COMPLETED = "Completed"
 
 
 class UfmManager:
@@ -92,14 +93,14 @@ class UfmManager:
         for start in range(0, len(asked), _IDS_A_REQUEST):
             ids = ",".join(asked[start : start + _IDS_A_REQUEST])
             reply = await self._call(access, "GET", f"{_JOBS}/{ids}")
-            running |= {job for job, status in _statuses(reply.body) if status == _RUNNING}
+            found = _jobs(reply.body)
+            running |= {str(job.get("ID")) for job in found if job.get("Status") == _RUNNING}
         return frozenset(running)
 
-    async def running(self, access: DeviceAccess) -> Mapping[str, str]:
-        """Every running job with its description."""
+    async def running(self, access: DeviceAccess) -> frozenset[str]:
+        """Every running job."""
         reply = await self._call(access, "GET", _JOBS, status=_RUNNING)
-        jobs = reply.body if isinstance(reply.body, list) else []
-        return {str(branch(job).get("ID")): str(branch(job).get("Description", "")) for job in jobs}
+        return frozenset(str(job.get("ID")) for job in _jobs(reply.body))
 
     async def _partition(self, access: DeviceAccess, pkey: int) -> dict[str, Member]:
         reply = await self._call(access, "GET", f"{_PKEYS}/{pkey:#x}", guids_data="true")
@@ -116,7 +117,7 @@ class UfmManager:
         until, attempt = time.monotonic() + wait_s, 0
         while True:
             try:
-                ended = await shown() if not job else not await self.unfinished(access, [job])
+                ended = await self._ended(access, job) if job else await shown()
             except DeviceUnreachableError:
                 # The write was accepted: not being able to ask is no failure of it.
                 ended = False
@@ -127,6 +128,19 @@ class UfmManager:
                 return Receipt(jobs=(job,)) if job else Receipt(certain=False)
             await polled(left, attempt)
             attempt += 1
+
+    async def _ended(self, access: DeviceAccess, job: str) -> bool:
+        """Whether a job is over; one that the manager forgot is.
+
+        Raises:
+            DeviceRefusedError: it ended in a failure.
+        """
+        found = _jobs((await self._call(access, "GET", f"{_JOBS}/{job}")).body)
+        status = found[0].get("Status") if found else _COMPLETED
+        if status not in {_RUNNING, _COMPLETED}:
+            summary = found[0].get("Summary")
+            raise DeviceRefusedError(f"{access.name}: job {job}: {status}: {summary}")
+        return status != _RUNNING
 
     async def _call(
         self, access: DeviceAccess, method: str, path: str, *, body: Json = None, **query: str
@@ -156,6 +170,7 @@ def _members(shown: Json) -> dict[str, Member]:
     return found
 
 
-def _statuses(body: Json) -> list[tuple[str, str]]:
+def _jobs(body: Json) -> list[dict[str, Json]]:
+    """The jobs of an answer: a list of them, one alone, or an error, which has no id."""
     jobs = body if isinstance(body, list) else [body]
-    return [(str(j.get("ID")), str(j.get("Status"))) for j in jobs if isinstance(j, dict)]
+    return [job for job in jobs if isinstance(job, dict) and "ID" in job]

@@ -77,10 +77,11 @@ async def claim(
             """
             WITH free AS (
                 SELECT l.device_id FROM network.device_lease AS l
+                JOIN network.device AS d ON d.id = l.device_id AND NOT d.retired
                 WHERE (l.holder = :holder OR l.held_until < now())
                   AND (CAST(:sites AS text[]) IS NULL OR l.site_id = ANY(CAST(:sites AS text[])))
                 ORDER BY l.device_id
-                FOR NO KEY UPDATE
+                FOR NO KEY UPDATE OF l
             )
             UPDATE network.device_lease AS l
             SET holder = :holder, held_until = now() + make_interval(secs => :lease)

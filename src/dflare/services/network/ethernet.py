@@ -136,6 +136,10 @@ class EthernetFabric:
         """Revisions still on their way."""
         return await self._driver.unfinished(access, jobs)
 
+    async def running(self, access: DeviceAccess) -> frozenset[str]:
+        """Every revision on its way."""
+        return await self._driver.running(access)
+
 
 def segment_of(network: NetworkIds) -> Segment:
     """A network as every switch of it holds it; the gateway is the subnet's first host."""

@@ -135,6 +135,10 @@ class Fabric(Protocol, Generic[Seen, Change]):
         """Those of ``jobs`` that may still take effect."""
         ...
 
+    async def running(self, access: DeviceAccess) -> frozenset[str]:
+        """Every job of the device, whoever started it."""
+        ...
+
 
 def touches_of(changed: Iterable[tuple[WantedPort, IntentKind]]) -> tuple[Touch, ...]:
     """One touch for each node and kind."""

@@ -137,6 +137,10 @@ class InfinibandFabric:
         """Jobs that still run."""
         return await self._driver.unfinished(access, jobs)
 
+    async def running(self, access: DeviceAccess) -> frozenset[str]:
+        """Every running job."""
+        return await self._driver.running(access)
+
     async def _call(
         self,
         written: Written,

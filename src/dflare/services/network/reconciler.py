@@ -10,18 +10,24 @@ Source: DESIGN section 5, "One actor a thing" and "Epochs and intents".
 import asyncio
 import json
 import random
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from dflare.drivers.fabric.port import DeviceAccess, DeviceError, DeviceUnreachableError
+from dflare.drivers.fabric.port import (
+    DeviceAccess,
+    DeviceError,
+    DeviceRefusedError,
+    DeviceUnreachableError,
+)
 from dflare.kit.clock import Clock, hardware_timeout_s
 from dflare.kit.db import Database
-from dflare.kit.seal import Sealer
+from dflare.kit.seal import Sealer, SealError
 from dflare.kit.telemetry import log, span
 from dflare.services.network import device_rows
 from dflare.services.network.device_rows import Pass, Recorded
@@ -35,9 +41,17 @@ from dflare.services.network.tables import Device
 SCHEMA = "network"
 TRANSACTIONS = 5
 """Transactions of a process's reconcilers at once; the other connections are for its steps."""
+PASSES = 24
+"""Passes of a process at once. Without a bound every device's intents would be committed before the
+first write leaves, and on a busy machine they would be too old by then."""
+MANY_PORTS = 256
+"""Devices with more ports are planned and judged off the event loop."""
 _NEVER = datetime.max.replace(tzinfo=UTC)
 _QUICK_MOST_S = 2.0
+_AGAIN_S = 5.0
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 Settled = tuple[dict[str, str], dict[str, tuple[tuple[str, ...], bool]]]
 
 
@@ -55,6 +69,7 @@ class Tools:
     signals: Signals
     holder: str
     gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(TRANSACTIONS))
+    slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PASSES))
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[AsyncSession]:
@@ -71,10 +86,12 @@ class Tools:
 
 @dataclass
 class _Sent:
-    """A write that waits for the device's jobs, and the ports that need not be sent again."""
+    """A write under way, and its ports, which need not be sent again: until its jobs end, or where
+    the device names none until ``again_at`` of the loop's clock."""
 
     ports: frozenset[PortVersion]
     jobs: frozenset[str]
+    again_at: float
 
 
 @dataclass
@@ -101,15 +118,16 @@ class DeviceReconciler:
         """Pass after pass; ends when the lease is lost."""
         tools, state = self._tools, self._state
         while True:
-            tools.signals.begun(self._device_id)
             try:
-                rest_s = await self.reconcile()
+                async with tools.slots:
+                    tools.signals.begun(self._device_id)
+                    rest_s = await self.reconcile()
             except LeaseLostError:
                 log.info("lease_lost", device=self._device_id)
                 return
             except Exception as error:
-                if isinstance(error, DeviceError):
-                    log.info("device_failed", device=self._device_id, error=str(error))
+                if isinstance(error, DeviceError | SQLAlchemyError | OSError):
+                    log.warning("device_failed", device=self._device_id, error=str(error)[:500])
                 else:
                     log.exception("reconcile_failed", device=self._device_id, error=str(error))
                 state.seen = None
@@ -154,9 +172,9 @@ class DeviceReconciler:
             devices = await device_rows.find_devices(session, [self._device_id])
         if not devices:
             raise LeaseLostError(self._device_id)
-        state.access = _access(devices[0], tools.sealer)
-        state.fabric = tools.fabrics[devices[0].driver]
         try:
+            state.access = _access(devices[0], tools.sealer)
+            state.fabric = _fabric(devices[0], tools)
             state.seen = await state.fabric.observe(state.access)
         except DeviceError as error:
             await self._failed({}, error)
@@ -168,10 +186,8 @@ class DeviceReconciler:
         fabric = self._fabric()
         async with tools.transaction() as session:
             view = await device_rows.load_view(session, self._device_id, tools.holder)
-            in_flight = frozenset[PortVersion]().union(
-                *(sent.ports for sent in state.sent.values() if sent.jobs)
-            )
-            plan = fabric.plan(view, state.seen, in_flight)
+            in_flight = frozenset[PortVersion]().union(*(s.ports for s in state.sent.values()))
+            plan = await _off_loop(view, fabric.plan, view, state.seen, in_flight)
             if not plan.needed or view.frozen:
                 return view, plan, []
             intents = await device_rows.add_intents(
@@ -213,8 +229,9 @@ class DeviceReconciler:
         if written is not None:
             fate = (tuple(written.jobs), written.certain, _NEVER)
             fates |= dict.fromkeys(intents, fate)
-            if written.jobs:
-                state.sent[intents[0]] = _Sent(plan.ports, frozenset(written.jobs))
+            if written.error is None and not (written.certain and not written.jobs):
+                again_at = asyncio.get_running_loop().time() + _AGAIN_S
+                state.sent[intents[0]] = _Sent(plan.ports, frozenset(written.jobs), again_at)
         try:
             closed, waiting = await self._settle(fates)
             read_at = tools.clock.now()
@@ -227,7 +244,7 @@ class DeviceReconciler:
         if written is not None and written.error is not None:
             health, reason = _failure(written.error)
         done = Pass(
-            judged=fabric.judge(view, state.seen),
+            judged=await _off_loop(view, fabric.judge, view, state.seen),
             gone=fabric.gone(view, state.seen),
             closed=closed,
             waiting=waiting,
@@ -246,6 +263,9 @@ class DeviceReconciler:
         if jobs:
             running = await self._fabric().unfinished(self._access(), sorted(jobs))
         now = self._tools.clock.now()
+        others: frozenset[str] = frozenset()
+        if any(not certain and now >= deadline for _, certain, deadline in fates.values()):
+            others = await self._fabric().running(self._access())
         closed: dict[str, str] = {}
         waiting: dict[str, tuple[tuple[str, ...], bool]] = {}
         for intent, (own, certain, deadline) in fates.items():
@@ -254,14 +274,17 @@ class DeviceReconciler:
                 waiting[intent] = (left, certain)
             elif certain:
                 closed[intent] = "settled"
+            elif now >= deadline and others:
+                # Any of these may be the write that nobody knows the fate of.
+                waiting[intent] = (tuple(sorted(others)), True)
             elif now >= deadline:
                 closed[intent] = "expired"
             else:
                 waiting[intent] = ((), False)
-        sent = self._state.sent
+        sent, at = self._state.sent, asyncio.get_running_loop().time()
         for intent in list(sent):
             sent[intent].jobs &= running
-            if not sent[intent].jobs:
+            if not sent[intent].jobs and (intent in closed or at >= sent[intent].again_at):
                 del sent[intent]
         return closed, waiting
 
@@ -304,12 +327,35 @@ class DeviceReconciler:
         return self._state.access
 
 
+async def _off_loop(
+    view: DeviceView,
+    pure: Callable[Arguments, Result],
+    *args: Arguments.args,
+    **kw: Arguments.kwargs,
+) -> Result:
+    """Call ``pure``, in a thread where the device has many ports."""
+    if len(view.ports) > MANY_PORTS:
+        return await asyncio.to_thread(pure, *args, **kw)
+    return pure(*args, **kw)
+
+
 def _access(device: Device, sealer: Sealer) -> DeviceAccess:
     """Open the device's credentials (``kit.seal`` name ``device/<site_id>/<name>``)."""
-    plain = sealer.open(f"device/{device.site_id}/{device.name}", device.sealed)
+    try:
+        plain = sealer.open(f"device/{device.site_id}/{device.name}", device.sealed)
+    except SealError as error:
+        raise DeviceRefusedError(f"{device.name}: its credentials do not open") from error
     # The document's form is fixed by baremetal's contract.
     login = cast("dict[str, str]", json.loads(plain))
     return DeviceAccess(device.name, device.address, login["username"], login["password"])
+
+
+def _fabric(device: Device, tools: Tools) -> Fabric[Any, Any]:
+    fabric = tools.fabrics.get(device.driver)
+    if fabric is None:
+        known = ", ".join(sorted(tools.fabrics))
+        raise DeviceRefusedError(f"{device.name}: no driver {device.driver!r}; known: {known}")
+    return fabric
 
 
 def _failure(error: DeviceError) -> tuple[DeviceHealth, str]:
