@@ -97,8 +97,12 @@ def test_the_request_and_the_reservation_begin_the_story(trace: Trace) -> None:
     assert trace.named("orchestrator.reserve")
 
 
-def test_spans_hang_together_below_the_request(trace: Trace) -> None:
-    assert [tree["name"] for tree in trace.trees] == ["clusters.create"]
+def test_steps_and_their_calls_of_bmcs_hang_below_the_request(trace: Trace) -> None:
+    request = next(tree for tree in trace.trees if tree["name"] == "clusters.create")
+    below = [span["name"].lower() for span in _flat(request["children"])]
+    for step in STEPS:
+        assert any(name.startswith(f"step {step}") for name in below), step
+    assert any(name.startswith("redfish") for name in below)
 
 
 def test_the_program_prints_every_step_and_every_kind_of_device_call(trace: Trace) -> None:

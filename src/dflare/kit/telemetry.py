@@ -5,6 +5,7 @@ Spans are OpenTelemetry's; beside any exporter that a site configures they are k
 """
 
 import asyncio
+import hashlib
 import logging
 import sys
 from collections import deque
@@ -18,7 +19,14 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.trace import Span, Status, StatusCode
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    Status,
+    StatusCode,
+    TraceFlags,
+)
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from sqlalchemy import insert
 
@@ -122,11 +130,14 @@ def span(
 ) -> Generator[Span]:
     """A span of an operation; ``carrier`` continues the trace of another process.
 
-    Without ``operation_id`` the one of the enclosing span is taken. An exception is recorded and
-    raised on.
+    Without ``operation_id`` the one of the enclosing span is taken. All spans of an operation have
+    one trace id, also those that no carrier reached. An exception is recorded and raised on.
     """
-    operation = operation_id or current_operation.get()
+    enclosing = current_operation.get()
+    operation = operation_id or enclosing
     context: Context | None = _propagator.extract(carrier) if carrier else None
+    if context is None and operation is not None and operation != enclosing:
+        context = _context_of(operation)
     tracer = trace.get_tracer("dflare")
     token = current_operation.set(operation)
     try:
@@ -142,6 +153,19 @@ def span(
                 raise
     finally:
         current_operation.reset(token)
+
+
+def _context_of(operation_id: str) -> Context:
+    """The trace of an operation, from its id alone: reconcilers and sweepers act for operations
+    whose request they never saw."""
+    digest = hashlib.sha256(operation_id.encode()).digest()
+    parent = SpanContext(
+        trace_id=int.from_bytes(digest[:16], "big"),
+        span_id=int.from_bytes(digest[16:24], "big"),
+        is_remote=True,
+        trace_flags=TraceFlags(TraceFlags.SAMPLED),
+    )
+    return trace.set_span_in_context(NonRecordingSpan(parent))
 
 
 def carrier() -> dict[str, str]:
