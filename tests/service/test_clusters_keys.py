@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
+from dflare.kit import outbox
 from dflare.kit.clock import ManualClock
 from dflare.kit.db import Database
 from dflare.kit.seal import Sealer
@@ -230,6 +231,30 @@ async def test_what_a_living_cluster_refers_to_stays(keys: Keys) -> None:
         await session.execute(update(Cluster).values(state="deleted"))
     for path in ("user-data/join", "ssh-keys/mine"):
         assert (await keys.member.delete(f"{PROJECT}/{path}")).status_code == 204
+
+
+async def test_a_removal_waits_for_an_order_that_is_being_stored(
+    keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await keys.member.post(f"{PROJECT}/user-data", json={"name": "join", "text": USER_DATA})
+    storing, emit = asyncio.Event(), outbox.emit
+
+    async def emit_once_someone_waits(*arguments: Any) -> None:
+        monkeypatch.undo()
+        storing.set()
+        waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        async with keys.database.engine.connect() as connection, asyncio.timeout(60):
+            while not await connection.scalar(waiting):
+                await connection.rollback()
+                await asyncio.sleep(0.02)
+        await emit(*arguments)
+
+    monkeypatch.setattr(outbox, "emit", emit_once_someone_waits)
+    order = asyncio.create_task(keys.order(user_data="join"))
+    await storing.wait()
+    removed = await keys.member.delete(f"{PROJECT}/user-data/join")
+    assert ((await order).status_code, removed.status_code) == (202, 409)
+    assert (await keys.member.get(f"{PROJECT}/user-data/join")).json()["text"] == USER_DATA
 
 
 async def test_an_order_and_a_removal_at_once_never_leave_a_cluster_without_its_user_data(

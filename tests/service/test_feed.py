@@ -267,6 +267,36 @@ async def test_a_projection_in_two_processes_applies_each_event_once(database: D
     assert await counted(database) == 60
 
 
+class MeetingDatabase(Database):
+    """Meets others like it behind each reading of the log, so that all have read the same."""
+
+    def __init__(self, url: str, meeting: asyncio.Barrier) -> None:
+        super().__init__(url, application="meeting-worker")
+        self._meeting = meeting
+
+    @asynccontextmanager
+    async def transaction(self, schema: str) -> AsyncGenerator[AsyncSession]:
+        async with super().transaction(schema) as session:
+            yield session
+        if schema == "feed_reader":
+            await self._meeting.wait()
+
+
+async def test_of_two_processes_that_read_the_same_batch_one_applies_it(
+    database: Database,
+) -> None:
+    await change(database, CLUSTERS, "res_a")
+    await drain(database)
+    meeting = asyncio.Barrier(2)
+    workers = [MeetingDatabase(database.url, meeting) for _ in range(2)]
+    async with asyncio.timeout(60):
+        applied = await asyncio.gather(*(advance(worker, Count()) for worker in workers))
+    for worker in workers:
+        await worker.dispose()
+    assert sorted(applied) == [0, 1]
+    assert await counted(database) == 1
+
+
 async def test_a_batch_that_fails_moves_no_cursor(database: Database) -> None:
     await change(database, CLUSTERS, "res_a")
     await drain(database)
