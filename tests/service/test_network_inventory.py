@@ -4,8 +4,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from network_site import MIGRATIONS, POOLS, SITE, ShiftedClock, declarations, entry
-from simulator import data_center
 from sqlalchemy import text
 
 from dflare.kit.db import Database
@@ -16,6 +14,8 @@ from dflare.services.network.projections import AllocationProjection, InventoryP
 from dflare.services.network.tables import Base
 from dflare.services.orchestrator.contract import AllocationFacts, AllocationState
 from dflare.sim.config import SimConfig
+from network_site import MIGRATIONS, POOLS, SITE, ShiftedClock, declarations, entry
+from simulator import data_center
 
 NODES = SimConfig.model_validate(data_center(nodes=3, gpus=2))
 

@@ -4,7 +4,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
+from dflare import kit
+from dflare.kit.migrations import upgrade_all
+from dflare.kit.telemetry import configure_spans
+from dflare.kit.trace_tables import span
 from network_site import NetworkSite, network_site
 from simulator import data_center
 
@@ -66,6 +71,26 @@ async def test_a_write_that_the_switch_drops_is_found_and_repeated(site: Network
     await site.until(lambda: _port_up(site, "swp5"))
     dropped = await site.sim.log(kind="port_write_dropped", subject="leaf0/swp5")
     assert len(dropped) == 2
+
+
+async def test_the_trace_of_an_order_reaches_the_calls_to_its_devices(
+    site: NetworkSite, database_url: str
+) -> None:
+    await upgrade_all(database_url, {"trace": Path(kit.__path__[0]) / "trace_migrations"})
+    spans = configure_spans("test")
+    await site.order("clu_t", ["n5"])
+    await spans.flush(site.database)
+    async with site.database.transaction("trace") as session:
+        query = select(span.c.name).where(span.c.operation_id == "op_clu_t")
+        names = set(await session.scalars(query))
+    assert {
+        "step network.attach@1",
+        "reconcile leaf0",
+        "nvue PATCH /nvue_v1/",
+        "reconcile ufm",
+        "ufm POST /ufmRest/resources/pkeys",
+        "step network.await@1",
+    } <= names
 
 
 async def test_a_factory_reset_switch_is_made_safe_again_without_being_told(
