@@ -144,6 +144,18 @@ async def test_a_step_that_comes_too_late_fails_and_is_not_tried_forever(
     assert await events(database) == []
 
 
+@pytest.mark.parametrize("state", ["deleting", "deleted"])
+async def test_the_undo_of_an_order_leaves_a_released_cluster_as_it_is(
+    database: Database, state: str
+) -> None:
+    async with database.transaction("clusters") as session:
+        await session.execute(update(Cluster).values(state=state))
+    report = await run(database, "clusters.fail@1", undoing=True)
+    assert report.done == (CLUSTER,)
+    assert (await cluster(database)).state == state
+    assert await events(database) == []
+
+
 @pytest.mark.parametrize("old", list(ClusterState))
 def test_only_the_declared_transitions_are_allowed(old: ClusterState) -> None:
     after = {

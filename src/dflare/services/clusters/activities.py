@@ -22,6 +22,8 @@ from dflare.services.clusters.tables import KIT, KnownSite, Member
 from dflare.services.orchestrator.contract import AllocationFacts
 
 _SCOPE = Scope.system("step of an operation on the cluster")
+_BEYOND = frozenset({ClusterState.DELETING, ClusterState.DELETED})
+"""A release came after the order: there is nothing of the cluster left to take back."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class SetState:
     ) -> dict[str, Outcome]:
         """A cluster of kind ``bare`` has no software of its own to act on; a step that comes too
         late for its cluster fails, since trying again would not help."""
+        if call.undoing and loaded in _BEYOND:
+            return dict.fromkeys(targets, DONE)
         try:
             check_transition(loaded, self.state)
         except ConflictError as error:
@@ -60,7 +64,7 @@ class SetState:
             return
         cluster = await repository.lock_cluster(session, _SCOPE, call.resource_id)
         old = ClusterState(cluster.state)
-        if old is self.state:
+        if old is self.state or (call.undoing and old in _BEYOND):
             return
         check_transition(old, self.state)
         cluster.state, cluster.since = self.state, self.clock.now()
