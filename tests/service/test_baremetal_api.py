@@ -237,6 +237,17 @@ async def test_only_cleaning_leads_out_of_quarantine(
 ) -> None:
     answer = await api.post("/v1/nodes/node-0004/quarantine", json={"reason": "smells"})
     assert (answer.json()["state"], answer.json()["reason"]) == ("quarantine", "smells")
+    operation_id = answer.json()["operation_id"]
+    (operation,) = [e for e in await site.events("operation.changed") if e["id"] == operation_id]
+    assert [step["name"] for step in operation["steps"]] == [
+        "network.close@1",
+        "baremetal.quarantine@1",
+    ]
+    quarantine = Order(
+        operation_id, site.nodes(["node-0004"])[0], site.nodes(["node-0004"]), "baremetal"
+    )
+    report = await site.run("baremetal.quarantine@1", quarantine, params={"reason": "smells"})
+    assert report.done == quarantine.node_ids
     refused = await api.post("/v1/nodes/node-0004/enrol")
     assert refused.status_code == 409
     cleaning = await api.post("/v1/nodes/node-0004/release-quarantine")

@@ -1,5 +1,6 @@
 """What the steps do when hardware lies, hangs, refuses or is not what was declared."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from baremetal_site import BaremetalSite, Order, baremetal_site
 from dflare.kit.ids import new_id
 from dflare.services.baremetal.contract import NodeState
+from dflare.services.baremetal.projections import FrozenSites
 from dflare.services.baremetal.settings import BaremetalSettings
 from dflare.services.orchestrator.contract import AllocationState
 
@@ -102,6 +104,10 @@ async def test_errors_of_a_bmc_are_retried_within_the_step(site: BaremetalSite) 
     order = await site.order(["node-0005"])
     report = await site.provision(order)
     assert report.done == order.node_ids, report
+    release = await site.release_order(order)
+    for step in ("power_off", "erase", "free"):
+        await site.run(f"baremetal.{step}@1", release)
+    await site.unclaim(release)
 
 
 async def test_one_dead_bmc_does_not_hold_up_its_batch(site: BaremetalSite) -> None:
@@ -151,6 +157,27 @@ async def test_a_release_takes_a_node_from_the_operation_that_acts_on_it(
     await site.run("baremetal.power_off@1", newer)
     report = await site.run("baremetal.reboot@1", old, deadline_s=5)
     assert report.failed == {old.node_ids[0]: f"the node was taken over by {newer.operation_id}"}
+
+
+async def test_a_frozen_site_stops_a_step_at_once_and_says_what_waits(site: BaremetalSite) -> None:
+    async def freeze(version: int, *, frozen: bool) -> None:
+        data = {"site_id": site.site_id, "frozen": frozen, "by": "ops", "reason": "smoke"}
+        await site.fold(FrozenSites(), site.site_id, version, data)
+
+    order = await _used(site, "node-0005")
+    await site.sim.fault("agent_silent", "node-0005")
+    erasing = asyncio.create_task(site.run("baremetal.erase@1", order, deadline_s=12))
+    await site.sim.until("node-0005", power="On")
+    await freeze(1, frozen=True)
+    report = await erasing
+    mark = await site.sim.mark()
+    assert report.failed == {order.node_ids[0]: "not in time: the site is frozen (smoke)"}
+    again = await site.run("baremetal.power_off@1", order, deadline_s=3, generation=2)
+    assert "frozen" in again.failed[order.node_ids[0]]
+    assert await site.sim.log(kind="reset_asked", subject="node-0005", after=mark) == []
+    await freeze(2, frozen=False)
+    thawed = await site.run("baremetal.power_off@1", order, generation=3)
+    assert thawed.done == order.node_ids
 
 
 async def test_a_step_waits_for_the_claims_event(site: BaremetalSite) -> None:

@@ -20,11 +20,11 @@ operation; before that event has come its targets are pending.
 
 Events emitted: ``site.declared``, ``node.declared``, ``node.state_changed`` (data below).
 Events consumed: ``cluster.declared`` (boot configuration), ``allocation.changed`` (who holds it),
-``claim.changed`` (which operation may act on it).
+``claim.changed`` (which operation may act on it), ``site.frozen`` (steps wait while a site is).
 
 Sagas ordered here: ``enrol_nodes``, ``reboot_node``, ``rescue_node``, ``unrescue_node``,
-``reimage_node``, ``clean_node`` (the resource is the node; ``enrol_nodes`` of a whole site has the
-site).
+``reimage_node``, ``clean_node``, ``quarantine_node``. The resource is the node, or the site for
+``enrol_nodes`` of what a site document brings.
 """
 
 from enum import StrEnum

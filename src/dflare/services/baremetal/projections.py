@@ -1,4 +1,4 @@
-"""Read models fed by events: boot configurations, holders, claims."""
+"""Read models fed by events: boot configurations, holders, claims, frozen sites."""
 
 from collections.abc import Mapping, Sequence
 from typing import cast
@@ -8,7 +8,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from dflare.kit.feed import FeedEntry, Projection
-from dflare.services.baremetal.tables import KIT, BootConfig, Claim, Holder
+from dflare.services.baremetal.tables import KIT, BootConfig, Claim, FrozenSite, Holder
 from dflare.services.clusters.contract import ClusterDeclared
 from dflare.services.orchestrator.contract import AllocationFacts, ClaimFacts
 
@@ -101,9 +101,30 @@ class Claims:
             await session.execute(delete(Claim).where(Claim.claim_id.in_(ended)))
 
 
+class FrozenSites:
+    """Folds ``site.frozen``."""
+
+    name = "frozen_site"
+    kit = KIT
+    types = frozenset({"site.frozen"})
+
+    async def apply(self, session: AsyncSession, entries: Sequence[FeedEntry]) -> None:
+        """See ``Projection.apply``."""
+        rows: dict[str, Mapping[str, object]] = {
+            entry.resource_id: {
+                "site_id": entry.resource_id,
+                "frozen": bool(entry.data["frozen"]),
+                "reason": str(entry.data.get("reason") or ""),
+                "version": entry.resource_version,
+            }
+            for entry in entries
+        }
+        await _upsert(session, FrozenSite, "site_id", rows)
+
+
 async def _upsert(
     session: AsyncSession,
-    kind: type[BootConfig] | type[Claim],
+    kind: type[BootConfig] | type[Claim] | type[FrozenSite],
     key: str,
     rows: Mapping[str, Mapping[str, object]],
 ) -> None:
@@ -123,4 +144,4 @@ async def _upsert(
 
 def projections() -> list[Projection]:
     """The read models of this service, to be run by its worker."""
-    return [BootConfigs(), Holders(), Claims()]
+    return [BootConfigs(), Holders(), Claims(), FrozenSites()]

@@ -12,6 +12,7 @@ from dflare.services.baremetal.tables import (
     AgentSession,
     BootConfig,
     Claim,
+    FrozenSite,
     Holder,
     Image,
     Node,
@@ -202,6 +203,12 @@ async def close_sessions(
         )
         .values(closed_at=func.now(), version=AgentSession.version + 1)
     )
+
+
+async def frozen(session: AsyncSession, site_id: str | None) -> str | None:
+    """Why the site's devices may not be written to; none when they may."""
+    query = select(FrozenSite.reason).where(FrozenSite.site_id == site_id, FrozenSite.frozen)
+    return await session.scalar(query)
 
 
 async def taken_nodes(

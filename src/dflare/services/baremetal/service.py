@@ -11,6 +11,7 @@ from dflare.kit.clock import Clock
 from dflare.kit.db import Database
 from dflare.kit.errors import ProblemError
 from dflare.kit.idempotency import Begun, RequestKey
+from dflare.kit.ids import new_id
 from dflare.kit.outbox import AuditRecord
 from dflare.kit.pagination import cut
 from dflare.kit.plan import Plan
@@ -160,7 +161,7 @@ class BaremetalService:
                 plan=self.orchestrator.plan(order.saga),
                 operation_id=begun.operation_id,
                 resource=("node", node.id),
-                owner=(holder.organization_id, holder.project_id) if holder else (None, None),
+                owner=_owner(holder),
                 site_id=node.site_id,
                 targets=[node.id],
                 clock=self.clock,
@@ -187,21 +188,46 @@ class BaremetalService:
         return NodeEntry(node, holder)
 
     async def quarantine(self, principal: Principal, reference: str, reason: str) -> NodeEntry:
-        """Take a node out of every use at once. What acts on it stops; network closes its ports on
-        the event; only cleaning leads out again."""
+        """Take a node out of every use at once. What acts on it stops; an operation closes its
+        ports and turns it off; only cleaning leads out again."""
         async with self.database.transaction(SCHEMA) as session:
             scope = self.authorizer.scope(principal)
             node, holder = await repository.find_node(session, scope, reference)
         await self.authorizer.check(principal, "node:quarantine", _resource(node, holder))
         async with self.database.transaction(SCHEMA) as session:
             node, holder = await repository.find_node(session, scope, node.id, lock=True)
-            events: list[outbox.Event] = []
-            change_state(node, NodeState.QUARANTINE, reason, self.clock.now(), None, events)
-            node.acting_operation_id = None
-            await repository.close_sessions(session, [node.id], None)
-            await outbox.emit(session, KIT, events)
-            await self._audit(session, principal, "node:quarantine", node, reason)
+            if node.state != NodeState.QUARANTINE:
+                await self._quarantine(session, principal, node, holder, reason)
         return NodeEntry(node, holder)
+
+    async def _quarantine(
+        self,
+        session: AsyncSession,
+        principal: Principal,
+        node: Node,
+        holder: Holder | None,
+        reason: str,
+    ) -> None:
+        operation_id = new_id("op")
+        events: list[outbox.Event] = []
+        change_state(node, NodeState.QUARANTINE, reason, self.clock.now(), None, events)
+        node.acting_operation_id = operation_id
+        await repository.close_sessions(session, [node.id], None)
+        await outbox.emit(session, KIT, events)
+        plan = self.orchestrator.plan("quarantine_node")
+        await store_operation(
+            session,
+            principal,
+            saga="quarantine_node",
+            action="node:quarantine",
+            plan=plan.with_params("baremetal.quarantine@1", reason=reason),
+            operation_id=operation_id,
+            resource=("node", node.id),
+            owner=_owner(holder),
+            site_id=node.site_id,
+            targets=[node.id],
+            clock=self.clock,
+        )
 
     async def images(self, principal: Principal) -> Sequence[Image]:
         """Images that can be ordered."""
@@ -281,6 +307,10 @@ def _resource(node: Node, holder: Holder | None) -> Resource:
         holder.organization_id if holder else None,
         holder.project_id if holder else None,
     )
+
+
+def _owner(holder: Holder | None) -> tuple[str | None, str | None]:
+    return (holder.organization_id, holder.project_id) if holder else (None, None)
 
 
 def _check_order(node: Node, holder: Holder | None, order: NodeOrder) -> None:

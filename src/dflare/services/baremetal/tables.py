@@ -204,3 +204,14 @@ class Claim(Base):
     node_id: Mapped[str]
     operation_id: Mapped[str]
     version: Mapped[int]
+
+
+class FrozenSite(Base):
+    """Read model of ``site.frozen``: whether devices of a site may be written to."""
+
+    __tablename__ = "frozen_site"
+
+    site_id: Mapped[str] = mapped_column(primary_key=True)
+    frozen: Mapped[bool]
+    reason: Mapped[str]
+    version: Mapped[int]

@@ -159,6 +159,10 @@ class NodeStep:
     async def load(self, session: AsyncSession, call: StepCall, targets: list[str]) -> Loaded:
         """Admit the nodes, take them over for the operation, and read what ``act`` needs."""
         now = self.parts.clock.now()
+        frozen = await repository.frozen(session, call.site_id)
+        if frozen is not None:
+            waits = self._late(call, Outcome("pending", _frozen(frozen)))
+            return Loaded({}, dict.fromkeys(targets, waits))
         rows = await repository.lock_nodes(session, SCOPE, targets)
         holders = await repository.holders(session, SCOPE, targets)
         claims = await repository.claims(session, targets)
@@ -241,7 +245,7 @@ class NodeStep:
         }
         tasks = {id_: asyncio.create_task(self._node(work)) for id_, work in works.items()}
         taken: dict[str, str | None] = {}
-        watcher = asyncio.create_task(self._watch(call, tasks, taken))
+        watcher = asyncio.create_task(self._watch(call, works, tasks, taken))
         try:
             await self._until_done(tasks.values())
         finally:
@@ -347,22 +351,29 @@ class NodeStep:
     async def _watch(
         self,
         call: StepCall,
+        works: dict[str, NodeWork],
         tasks: dict[str, asyncio.Task[Outcome]],
         taken: dict[str, str | None],
     ) -> None:
-        """End the work on nodes that another operation has taken over: a release beats others."""
+        """End the work on nodes that another operation has taken over (a release beats others), and
+        on all of them when an operator freezes the site."""
         while True:
             await asyncio.sleep(_WATCH_EVERY_S)
             live = [id_ for id_, task in tasks.items() if not task.done()]
             try:
                 async with self.parts.database.transaction(SCHEMA) as session:
                     lost = await repository.taken_nodes(session, live, call.operation_id)
+                    frozen = await repository.frozen(session, call.site_id)
             except Exception as error:
                 log.warning("claims_not_read", step=self.name, error=str(error)[:200])
                 continue
             for id_, by in lost.items():
                 taken[id_] = by
                 tasks[id_].cancel()
+            if frozen is not None:
+                for id_ in live:
+                    works[id_].waits_for = _frozen(frozen)
+                    tasks[id_].cancel()
 
     def _window_s(self, call: StepCall) -> float:
         left_s = (call.deadline_at - self.parts.clock.now()).total_seconds()
@@ -432,6 +443,10 @@ def state_event(row: Node, now: datetime, operation_id: str | None) -> Event:
         site_id=row.site_id,
         operation_id=operation_id,
     )
+
+
+def _frozen(reason: str) -> str:
+    return f"the site is frozen ({reason})" if reason else "the site is frozen"
 
 
 def _not_holding(

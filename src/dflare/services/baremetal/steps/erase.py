@@ -80,7 +80,8 @@ class Erase(NodeStep):
     ) -> None:
         """See ``NodeStep.succeeded``."""
         if row.dirty and NodeState(row.state) not in UNTOUCHED:
-            change_state(row, NodeState.CLEANING, "erased and read back", now, call, events)
+            reason = "erased and read back; that it is isolated was not observed yet"
+            change_state(row, NodeState.CLEANING, reason, now, call, events)
         row.dirty, row.power = False, "off"
         if call.ordering_service == SCHEMA:
             # An operator has judged the node before letting it clean.

@@ -41,15 +41,42 @@ REIMAGE_NODE = Plan(
     ),
 )
 
-# No undo: a node that cannot be cleaned goes back to quarantine by itself.
+# Nobody may take the node's ports for closed because it is in quarantine: that is often why it is
+# there. So it is seen isolated from everything before it boots, is erased in a network of its own,
+# where its agent is heard by the platform alone, and is seen isolated again before it is free.
+_ISOLATE = PlannedStep(name="network.close@1", deadline_s=1800)
 CLEAN_NODE = Plan(
     saga="clean_node",
     steps=(
         _CLAIM,
-        PlannedStep(name="baremetal.erase@1", deadline_s=7200),
-        PlannedStep(name="baremetal.free@1", deadline_s=600),
+        # No undo: closed is how a node in quarantine belongs.
+        _ISOLATE,
+        PlannedStep(
+            name="network.seclude@1",
+            deadline_s=300,
+            undo="network.close@1",
+            undo_deadline_s=1800,
+        ),
+        # No undo: it only waits; what it waits for is taken back by the undo of seclude.
+        PlannedStep(name="network.await@1", deadline_s=900),
+        # What was cleaned and cannot be given back goes back to quarantine.
+        PlannedStep(name="baremetal.erase@1", deadline_s=7200, undo="baremetal.quarantine@1"),
+        # No undo: see above.
+        _ISOLATE,
+        # The commit step, and no undo: the node is in the pool.
+        PlannedStep(name="baremetal.free@1", deadline_s=600, commit=True),
         _UNCLAIM,
     ),
 )
 
-NODE_ACTIONS = (REBOOT_NODE, RESCUE_NODE, UNRESCUE_NODE, REIMAGE_NODE, CLEAN_NODE)
+# No undo, and no claim: an operator's quarantine beats whatever acts on the node. Its ports are
+# closed first, since traffic is what harms others.
+QUARANTINE_NODE = Plan(
+    saga="quarantine_node",
+    steps=(
+        PlannedStep(name="network.close@1", deadline_s=600, commit=True),
+        PlannedStep(name="baremetal.quarantine@1", deadline_s=600),
+    ),
+)
+
+NODE_ACTIONS = (REBOOT_NODE, RESCUE_NODE, UNRESCUE_NODE, REIMAGE_NODE, CLEAN_NODE, QUARANTINE_NODE)

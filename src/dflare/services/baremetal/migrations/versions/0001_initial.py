@@ -120,6 +120,15 @@ def upgrade() -> None:
         schema="baremetal",
     )
     op.create_table(
+        "frozen_site",
+        sa.Column("site_id", sa.Text(), nullable=False),
+        sa.Column("frozen", sa.Boolean(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("site_id", name=op.f("pk_frozen_site")),
+        schema="baremetal",
+    )
+    op.create_table(
         "holder",
         sa.Column("node_id", sa.Text(), nullable=False),
         sa.Column("allocation_id", sa.Text(), nullable=False),
@@ -381,6 +390,7 @@ def downgrade() -> None:
     op.drop_table("idempotency", schema="baremetal")
     op.drop_index("ix_holder_project", table_name="holder", schema="baremetal")
     op.drop_table("holder", schema="baremetal")
+    op.drop_table("frozen_site", schema="baremetal")
     op.drop_table("feed_cursor", schema="baremetal")
     op.drop_index(
         "ix_event_unrelayed",
