@@ -17,7 +17,6 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -163,6 +162,11 @@ class PlatformHandle:
         assert done.exit_code == 0, done.err or done.out
         await self.until_available(len(self.document.nodes), deadline_s)
 
+    async def node_states(self) -> dict[str, int]:
+        """How many nodes of the site are in which state."""
+        sites = ok(await self.operator.get("/v1/sites"))["items"]
+        return next(site["nodes"] for site in sites if site["name"] == self.document.name)
+
     async def nodes(self) -> list[dict[str, Any]]:
         """Every node, as the operator sees it."""
         return await self.all_pages("/v1/nodes")
@@ -181,12 +185,12 @@ class PlatformHandle:
 
     async def until_available(self, count: int, deadline_s: float = 120) -> None:
         """Wait until ``count`` nodes are available."""
-        states: Counter[str] = Counter()
+        states: dict[str, int] = {}
 
         async def all_there() -> bool:
             nonlocal states
-            states = Counter(node["state"] for node in await self.nodes())
-            return states["available"] == count
+            states = await self.node_states()
+            return states.get("available") == count
 
         try:
             await self.until(all_there, deadline_s)
