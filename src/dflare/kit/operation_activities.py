@@ -19,7 +19,7 @@ from dflare.kit.clock import HARDWARE_FLOOR_S, Clock, hardware_timeout_s
 from dflare.kit.db import Database
 from dflare.kit.errors import StaleAttemptError
 from dflare.kit.operations import change_operation, lock_operation, set_step
-from dflare.kit.plan import OperationState, Plan
+from dflare.kit.plan import STALE_ATTEMPT, OperationState, Plan
 from dflare.kit.tables import KitTables
 from dflare.kit.telemetry import span
 
@@ -235,4 +235,4 @@ async def _fenced(call: Awaitable[Any]) -> Any:
     try:
         return await call
     except StaleAttemptError as error:
-        raise ApplicationError(str(error), type="StaleAttempt", non_retryable=True) from error
+        raise ApplicationError(str(error), type=STALE_ATTEMPT, non_retryable=True) from error

@@ -255,10 +255,12 @@ async def save_outcomes(
     """Insert or replace step outcomes (columns of ``step_outcome``)."""
     if not rows:
         return
-    statement = upsert(kit.step_outcome).values(list(rows))
+    # One statement for every number of rows, which is compiled once.
+    statement = upsert(kit.step_outcome)
     await session.execute(
         statement.on_conflict_do_update(
             index_elements=["operation_id", "step", "target"],
             set_={name: statement.excluded[name] for name in ("state", "reason", "observed", "at")},
-        )
+        ),
+        list(rows),
     )

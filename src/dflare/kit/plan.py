@@ -14,6 +14,13 @@ BATCH_SIZE = 64
 """Targets of one activity (DESIGN section 4.7)."""
 
 
+STALE_ATTEMPT = "StaleAttempt"
+"""Type of the application error that ends a zombie's workflow."""
+
+STORE_UNAVAILABLE = "StoreUnavailable"
+"""Type of the application error of a step whose database does not answer."""
+
+
 class _Contract(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 

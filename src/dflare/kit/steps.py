@@ -24,7 +24,7 @@ from dflare.kit.clock import Clock
 from dflare.kit.db import Database
 from dflare.kit.errors import StaleAttemptError
 from dflare.kit.operations import save_outcomes
-from dflare.kit.plan import StepCall, StepReport
+from dflare.kit.plan import STALE_ATTEMPT, STORE_UNAVAILABLE, StepCall, StepReport
 from dflare.kit.tables import KitTables
 from dflare.kit.telemetry import span
 
@@ -32,12 +32,6 @@ Loaded = TypeVar("Loaded")
 
 CutPoint = Literal["before_call", "after_call", "after_record"]
 CutHook = Callable[[CutPoint, StepCall], Awaitable[None]]
-
-STALE_ATTEMPT = "StaleAttempt"
-"""Type of the application error that ends a zombie's workflow."""
-
-STORE_UNAVAILABLE = "StoreUnavailable"
-"""Type of the application error of a step whose database does not answer."""
 
 PATIENCE_S = 45.0
 """Wall seconds for which one activity asks again for its pending targets."""
@@ -207,31 +201,42 @@ class StepRunner:
     async def _raise_fence(
         self, session: AsyncSession, call: StepCall, activity_attempt: int
     ) -> None:
-        """Announce this attempt: older ones of the operation and of the activity record nothing."""
-        await self._raise_one(session, call, _OPERATION_FENCE, (call.attempt, 0))
-        await self._raise_one(session, call, _batch_fence(call), (call.attempt, activity_attempt))
+        """Announce this attempt: older ones of the operation and of the activity record nothing.
+
+        A batch's fence is new at its first call, and the operation's is old but at its first, so
+        that mostly one statement does for each.
+        """
+        mine = (call.attempt, activity_attempt)
+        if not await self._insert_fence(session, call, _batch_fence(call), mine):
+            await self._raise_one(session, call, _batch_fence(call), mine)
+        # Without a lock first: two batches that both shared the row could not raise it.
+        if await self._stale(session, call, activity_attempt, lock=False):
+            operation = (call.attempt, 0)
+            if not await self._insert_fence(session, call, _OPERATION_FENCE, operation):
+                await self._raise_one(session, call, _OPERATION_FENCE, operation)
         await self._check_fence(session, call, activity_attempt)
 
-    async def _raise_one(
-        self,
-        session: AsyncSession,
-        call: StepCall,
-        key: Mapping[str, str],
-        mine: tuple[int, int],
-    ) -> None:
+    async def _insert_fence(
+        self, session: AsyncSession, call: StepCall, key: Mapping[str, str], mine: tuple[int, int]
+    ) -> bool:
         fence = self.kit.step_fence
-        attempt, activity_attempt = mine
-        await session.execute(
+        inserted = await session.execute(
             insert(fence)
             .values(
-                operation_id=call.operation_id,
-                **key,
-                attempt=attempt,
-                activity_attempt=activity_attempt,
+                operation_id=call.operation_id, **key, attempt=mine[0], activity_attempt=mine[1]
             )
             .on_conflict_do_nothing()
+            .returning(fence.c.attempt)
         )
-        # Only a newer attempt takes the row's lock, so that batches side by side never wait.
+        return inserted.first() is not None
+
+    async def _raise_one(
+        self, session: AsyncSession, call: StepCall, key: Mapping[str, str], mine: tuple[int, int]
+    ) -> None:
+        """Raise a fence that is older. Only then is the row locked, so that the batches of one
+        attempt never wait for each other."""
+        fence = self.kit.step_fence
+        attempt, activity_attempt = mine
         await session.execute(
             update(fence)
             .filter_by(operation_id=call.operation_id, **key)
@@ -242,25 +247,32 @@ class StepRunner:
             .values(attempt=attempt, activity_attempt=activity_attempt)
         )
 
+    async def _stale(
+        self, session: AsyncSession, call: StepCall, activity_attempt: int, *, lock: bool
+    ) -> str | None:
+        """Why this attempt may not record, or ``None``; a lock holds off newer ones until the
+        transaction ends."""
+        fence = self.kit.step_fence
+        batch = _batch_fence(call)
+        query = (
+            select(fence.c.batch, fence.c.attempt, fence.c.activity_attempt)
+            .where(
+                fence.c.operation_id == call.operation_id,
+                ((fence.c.step == batch["step"]) & (fence.c.batch == batch["batch"]))
+                | ((fence.c.step == "") & (fence.c.batch == "")),
+            )
+            .order_by(fence.c.batch)
+        )
+        rows = await session.execute(query.with_for_update(read=True) if lock else query)
+        found = [tuple(row) for row in rows]
+        wanted = [("", call.attempt, 0), (call.batch, call.attempt, activity_attempt)]
+        return None if found == wanted else f"{wanted} is superseded by {found}"
+
     async def _check_fence(
         self, session: AsyncSession, call: StepCall, activity_attempt: int
     ) -> None:
-        fence = self.kit.step_fence
-        for key, mine in (
-            (_OPERATION_FENCE, (call.attempt, 0)),
-            (_batch_fence(call), (call.attempt, activity_attempt)),
-        ):
-            row = (
-                await session.execute(
-                    select(fence.c.attempt, fence.c.activity_attempt)
-                    .filter_by(operation_id=call.operation_id, **key)
-                    .with_for_update(read=True)
-                )
-            ).one()
-            if tuple(row) != mine:
-                raise StaleAttemptError(
-                    f"{call.step} {call.batch}: {mine} is superseded by {tuple(row)}"
-                )
+        if why := await self._stale(session, call, activity_attempt, lock=True):
+            raise StaleAttemptError(f"{call.step}: {why}")
 
     async def _finished(self, session: AsyncSession, call: StepCall) -> Mapping[str, Outcome]:
         table = self.kit.step_outcome

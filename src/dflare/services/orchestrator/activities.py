@@ -15,7 +15,6 @@ from dflare.kit.clock import Clock
 from dflare.kit.ids import new_id
 from dflare.kit.plan import StepCall
 from dflare.kit.steps import DONE, Outcome, Step
-from dflare.services.auth.contract import Scope
 from dflare.services.orchestrator import domain, repository
 from dflare.services.orchestrator.contract import AllocationState
 from dflare.services.orchestrator.placement import place
@@ -23,8 +22,6 @@ from dflare.services.orchestrator.service import candidate_of, why_not_free
 from dflare.services.orchestrator.tables import Allocation
 
 CAPACITY_LOST = "capacity_lost"
-
-_SYSTEM = Scope.system("a step of an operation on these nodes")
 
 Outcomes = dict[str, Outcome]
 
@@ -77,9 +74,7 @@ async def confirm(
     session: AsyncSession, call: StepCall, targets: list[str], now: datetime
 ) -> Outcomes:
     """Turn holds into confirmed allocations; holds that expired are taken again if they can be."""
-    present = {
-        one.node_id for one in await repository.reserved(session, call.operation_id, live=True)
-    }
+    present = await repository.held_nodes(session, call.operation_id, targets)
     lost = [node for node in targets if node not in present]
     outcomes = await _take_again(session, call, lost, now) if lost else {}
     held = await repository.lock_allocations(
@@ -190,17 +185,13 @@ async def release(
 
     A release beats every other claim; the raised epoch fences off whoever acted before.
     """
-    present = {
-        one.node_id
-        for one in await repository.of_cluster(session, _SYSTEM, call.resource_id)
-        if one.state != AllocationState.RELEASING
-    }
-    going = [node for node in targets if node in present]
-    if going:
-        epochs = await repository.raise_epochs(session, going)
-        held = await repository.lock_allocations(session, going, cluster_id=call.resource_id)
+    # Nodes are locked before allocations everywhere, so the rows are looked at twice.
+    held = await repository.live_nodes(session, call.resource_id, targets)
+    if held:
+        epochs = await repository.raise_epochs(session, held)
+        rows = await repository.lock_allocations(session, held, cluster_id=call.resource_id)
         requested_at = datetime.fromisoformat(call.params.get("requested_at", now.isoformat()))
-        fresh = [one for one in held.values() if one.state != AllocationState.RELEASING]
+        fresh = [one for one in rows.values() if one.state != AllocationState.RELEASING]
         for one in fresh:
             domain.move(one, AllocationState.RELEASING, now)
             one.epoch, one.operation_id = epochs[one.node_id], call.operation_id

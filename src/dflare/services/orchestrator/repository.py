@@ -319,6 +319,34 @@ async def reserved(session: AsyncSession, operation_id: str, *, live: bool) -> l
     return list(await session.scalars(query.order_by(Allocation.node_id, Allocation.id)))
 
 
+async def held_nodes(session: AsyncSession, operation_id: str, node_ids: Sequence[str]) -> set[str]:
+    """Those of ``node_ids`` that the operation holds or has confirmed."""
+    return set(
+        await session.scalars(
+            select(Allocation.node_id).where(
+                Allocation.node_id.in_(node_ids),
+                Allocation.reserved_by == operation_id,
+                Allocation.state.in_([AllocationState.HELD, AllocationState.CONFIRMED]),
+            )
+        )
+    )
+
+
+async def live_nodes(session: AsyncSession, cluster_id: str, node_ids: Sequence[str]) -> list[str]:
+    """Those of ``node_ids`` that a cluster has and nobody releases yet, in order."""
+    return list(
+        await session.scalars(
+            select(Allocation.node_id)
+            .where(
+                Allocation.node_id.in_(node_ids),
+                Allocation.cluster_id == cluster_id,
+                Allocation.state.in_([AllocationState.HELD, AllocationState.CONFIRMED]),
+            )
+            .order_by(Allocation.node_id)
+        )
+    )
+
+
 async def of_cluster(session: AsyncSession, scope: Scope, cluster_id: str) -> list[Allocation]:
     """The live allocations of a cluster."""
     query = select(Allocation).where(_within(scope), Allocation.cluster_id == cluster_id, LIVE)

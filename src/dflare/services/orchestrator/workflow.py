@@ -5,73 +5,23 @@ the acting services' recorded outcomes, so that an attempt whose history was los
 one that goes on where it was. Source: DESIGN section 4, points 5 to 8.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError
-from temporalio.exceptions import TimeoutError as ActivityTimeoutError
+from temporalio.exceptions import ActivityError
 
 with workflow.unsafe.imports_passed_through():
     from dflare.kit import operation_calls as calls
     from dflare.kit.operation_results import Result, in_short
-    from dflare.kit.plan import (
-        BATCH_SIZE,
-        OperationState,
-        PlannedStep,
-        SideStep,
-        StepCall,
-        StepReport,
-    )
+    from dflare.kit.plan import STALE_ATTEMPT, OperationState, PlannedStep, SideStep
+    from dflare.kit.step_calls import HistoryFullError, StepCaller, StepLine, cause_of
 
 NAME = "OperationWorkflow"
-PARALLEL_BATCHES = 16
 REPLACEMENT_ROUNDS = 3
-MAX_HISTORY = 4_000
-"""Events after which the workflow continues as new; activities in flight fit below 5,000."""
-
 CANCELLED = "cancelled"
-DEADLINE = "deadline"
 
 _PROGRESS_EVERY = timedelta(seconds=0.5)
-_ACTIVITY_TIMEOUT = timedelta(seconds=300)
-_GRACE = timedelta(seconds=60)
-_STALE_ATTEMPT, _STORE_UNAVAILABLE = "StaleAttempt", "StoreUnavailable"
-
-_FOREVER = RetryPolicy(
-    initial_interval=timedelta(seconds=0.2), maximum_interval=timedelta(seconds=10)
-)
-_TEN_TIMES = RetryPolicy(
-    initial_interval=timedelta(seconds=0.2),
-    maximum_interval=timedelta(seconds=10),
-    maximum_attempts=10,
-)
-
-
-class _HistoryFullError(Exception):
-    """Targets are left to wait for, but the history is long: continue as new."""
-
-
-@dataclass(frozen=True)
-class _Line:
-    """A step to call: one of the plan, its undo, or a side step."""
-
-    name: str
-    index: int
-    per_site: bool
-    deadline_at: datetime
-    params: dict[str, str]
-    undoing: bool = False
-    progress: bool = False
-    patient: bool = False
-
-    @property
-    def service(self) -> str:
-        return self.name.partition(".")[0]
 
 
 @workflow.defn(name=NAME)
@@ -85,25 +35,24 @@ class OperationWorkflow:
         self._replacing: dict[str, str] = {}
         self._skip: dict[str, set[str]] = {}
         self._notes: list[str] = []
-        self._calls = 0
-        self._reported_at: datetime | None = None
-        self._slots = asyncio.Semaphore(PARALLEL_BATCHES)
+        self._caller: StepCaller
+        self._reported_at: datetime
 
     @workflow.run
     async def run(self, ref: calls.OperationRef) -> None:
         """Carry the operation out, or undo it; a superseded attempt ends silently."""
-        self._ref = ref
+        self._ref, self._caller = ref, StepCaller(ref)
         try:
             await self._interpret()
-        except _HistoryFullError:
+        except HistoryFullError:
             workflow.continue_as_new(ref.model_copy(update={"continued": ref.continued + 1}))
         except ActivityError as error:
-            if _cause(error) != _STALE_ATTEMPT:
+            if cause_of(error) != STALE_ATTEMPT:
                 raise
             workflow.logger.info("superseded: %s", error.cause)
 
     async def _interpret(self) -> None:
-        self._view = await self._kit(calls.LOAD, self._ref, calls.OperationView)
+        self._view = await self._caller.kit(calls.LOAD, self._ref, calls.OperationView)
         self._targets = list(self._view.targets)
         self._replacing = dict(self._view.replacing)
         if self._view.undoing:
@@ -119,7 +68,7 @@ class OperationWorkflow:
             if trouble is not None:
                 await self._give_up(index, trouble)
                 return
-            self._leave_if_long()
+            self._caller.leave_if_long()
         await self._finish(OperationState.SUCCEEDED, "; ".join(self._notes))
 
     async def _give_up(self, index: int, trouble: str) -> None:
@@ -140,8 +89,12 @@ class OperationWorkflow:
         pairs, self._replacing = self._replacing, {}
         waiting = {*pairs, *pairs.values()}
         targets = [t for t in self._going(step) if t not in waiting]
-        line = _Line(step.name, index, step.per_site, deadline_at, dict(step.params), progress=True)
-        result = await self._call(line, targets)
+        line = StepLine(step.name, index, step.per_site, deadline_at, dict(step.params))
+
+        async def progress(so_far: Result) -> None:
+            await self._report(index, so_far)
+
+        result = await self._caller.call(self._view, line, targets, progress)
         trouble, notes = None, len(self._notes)
         if result.failed or pairs:
             trouble = await self._settle(index, result, pairs)
@@ -204,8 +157,8 @@ class OperationWorkflow:
         replace = self._view.plan.replace
         assert replace is not None
         deadline_at = await self._deadline(replace.deadline_s)
-        line = _Line(replace.name, index, replace.per_site, deadline_at, {})
-        found = await self._call(line, list(failed))
+        line = StepLine(replace.name, index, replace.per_site, deadline_at, {})
+        found = await self._caller.call(self._view, line, list(failed))
         pairs = {new: old for old, new in found.results.items()}
         # A stand-in that failed in its turn stood for a target that was taken back already.
         gone = [self._replacing[t] for t in failed if t in self._replacing]
@@ -223,14 +176,14 @@ class OperationWorkflow:
             step = self._view.plan.steps[earlier]
             if step.on == "resource" or not fresh:
                 continue
-            line = _Line(
+            line = StepLine(
                 step.name,
                 earlier,
                 step.per_site,
                 await self._deadline(step.deadline_s),
                 dict(step.params),
             )
-            came = await self._call(line, fresh)
+            came = await self._caller.call(self._view, line, fresh)
             fresh = [t for t in fresh if t in set(came.done)]
             failed |= came.failed
         left = {new: old for new, old in pairs.items() if new in failed}
@@ -258,7 +211,7 @@ class OperationWorkflow:
     async def _undo(self, position: int, reason: str) -> None:
         """Undo from ``position`` down. What cannot be undone is parked and left to a person."""
         begin = calls.BeginUndo(ref=self._ref, position=position, reason=reason)
-        await self._kit(calls.BEGIN_UNDO, begin)
+        await self._caller.kit(calls.BEGIN_UNDO, begin)
         parked = list(self._view.parked)
         messages = list(self._view.messages)
         for index in range(position, -1, -1):
@@ -276,7 +229,7 @@ class OperationWorkflow:
             if left:
                 messages.append(message)
             await self._end(index, "needs_operator" if left else "undone", result, message)
-            self._leave_if_long()
+            self._caller.leave_if_long()
         await self._end_undo(parked, messages, reason)
 
     async def _end_undo(self, parked: list[str], messages: list[str], reason: str) -> None:
@@ -300,7 +253,7 @@ class OperationWorkflow:
         """Call a step's undo; nodes that it could not be done for are parked and returned."""
         step = self._view.plan.steps[index]
         assert step.undo is not None
-        line = _Line(
+        line = StepLine(
             step.undo,
             index,
             step.per_site,
@@ -309,7 +262,7 @@ class OperationWorkflow:
             undoing=True,
             patient=True,
         )
-        result = await self._call(line, targets)
+        result = await self._caller.call(self._view, line, targets)
         if result.failed and step.on == "nodes":
             for side in self._view.plan.park:
                 stuck = await self._side(side, index, result.failed, step.undo, undoing=True)
@@ -332,7 +285,7 @@ class OperationWorkflow:
             by_reason.setdefault(reason, []).append(target)
         stuck: dict[str, str] = {}
         for reason, targets in by_reason.items():
-            line = _Line(
+            line = StepLine(
                 side.name,
                 index,
                 side.per_site,
@@ -341,97 +294,23 @@ class OperationWorkflow:
                 undoing=undoing,
                 patient=True,
             )
-            stuck |= (await self._call(line, targets)).failed
+            stuck |= (await self._caller.call(self._view, line, targets)).failed
         return stuck
 
-    # --- calls ---------------------------------------------------------------------------------
+    # --- what people see and the row remembers ------------------------------------------------
 
-    async def _call(self, line: _Line, targets: Sequence[str]) -> Result:
-        """Call a step for ``targets`` in batches side by side, until each is done or failed."""
-        result = Result(len(targets))
-        batches = [targets[i : i + BATCH_SIZE] for i in range(0, len(targets), BATCH_SIZE)]
-        await asyncio.gather(*(self._batch(line, tuple(batch), result) for batch in batches))
-        if result.pending:
-            raise _HistoryFullError
-        result.sort(targets)
-        return result
-
-    async def _batch(self, line: _Line, todo: tuple[str, ...], result: Result) -> None:
-        excuse = DEADLINE
-        async with self._slots:
-            while todo:
-                started = workflow.now()
-                if started >= line.deadline_at:
-                    result.fail(todo, excuse)
-                    return
-                if workflow.info().get_current_history_length() > MAX_HISTORY:
-                    result.pending.extend(todo)
-                    return
-                try:
-                    report = await self._activity(line, todo)
-                except ActivityError as error:
-                    cause = _cause(error)
-                    if cause == _STALE_ATTEMPT:
-                        raise
-                    excuse = _reason(error)
-                    if not line.patient and cause != _STORE_UNAVAILABLE:
-                        result.fail(todo, excuse)
-                        return
-                else:
-                    result.add(report)
-                    todo = report.pending
-                await self._report(line, result)
-                if todo and workflow.now() - started < timedelta(seconds=1):
-                    await workflow.sleep(1)
-
-    async def _activity(self, line: _Line, targets: tuple[str, ...]) -> StepReport:
-        self._calls += 1
-        view, ref = self._view, self._ref
-        call = StepCall(
-            operation_id=ref.operation_id,
-            ordering_service=ref.ordering_service,
-            attempt=ref.attempt,
-            generation=view.generation,
-            step=line.name,
-            index=line.index,
-            undoing=line.undoing,
-            batch=f"{ref.continued}.{self._calls}",
-            organization_id=view.organization_id,
-            project_id=view.project_id,
-            site_id=view.site_id,
-            resource_id=view.resource_id,
-            targets=targets,
-            params=line.params,
-            deadline_at=line.deadline_at,
-            trace=view.trace,
-        )
-        queue = f"{line.service}.{view.site_id}" if line.per_site else line.service
-        return await workflow.execute_activity(
-            line.name,
-            call,
-            result_type=StepReport,
-            task_queue=queue,
-            schedule_to_close_timeout=line.deadline_at - workflow.now() + _GRACE,
-            start_to_close_timeout=_ACTIVITY_TIMEOUT,
-            heartbeat_timeout=timedelta(seconds=ref.heartbeat_s),
-            retry_policy=_FOREVER if line.patient else _TEN_TIMES,
-        )
-
-    async def _report(self, line: _Line, result: Result) -> None:
+    async def _report(self, index: int, result: Result) -> None:
         """Show progress as batches finish, but seldom: each is an event that people receive."""
-        done = len(result.done)
-        if not line.progress or done == result.total:
-            return
         now = workflow.now()
-        if self._reported_at is not None and now - self._reported_at < _PROGRESS_EVERY:
+        if len(result.done) == result.total or now - self._reported_at < _PROGRESS_EVERY:
             return
         self._reported_at = now
-        await self._end(line.index, "running", result, "")
+        await self._end(index, "running", result, "")
 
     async def _begin(self, index: int, *, undoing: bool = False) -> calls.StepBegun:
         self._reported_at = workflow.now()
         begin = calls.BeginStep(ref=self._ref, index=index, undoing=undoing)
-        return await self._kit(calls.BEGIN_STEP, begin, calls.StepBegun)
+        return await self._caller.kit(calls.BEGIN_STEP, begin, calls.StepBegun)
 
     async def _end(
         self,
@@ -442,7 +321,7 @@ class OperationWorkflow:
         *,
         advance: bool = False,
     ) -> None:
-        await self._kit(
+        await self._caller.kit(
             calls.END_STEP,
             calls.EndStep(
                 ref=self._ref,
@@ -456,7 +335,9 @@ class OperationWorkflow:
         )
 
     async def _finish(self, state: OperationState, reason: str) -> None:
-        await self._kit(calls.FINISH, calls.Finish(ref=self._ref, state=state, reason=reason))
+        await self._caller.kit(
+            calls.FINISH, calls.Finish(ref=self._ref, state=state, reason=reason)
+        )
 
     async def _retarget(
         self,
@@ -469,7 +350,7 @@ class OperationWorkflow:
         gone = set(removed)
         self._targets = [t for t in self._targets if t not in gone]
         self._targets += [t for t in added if t not in self._targets]
-        await self._kit(
+        await self._caller.kit(
             calls.RETARGET,
             calls.Retarget(
                 ref=self._ref,
@@ -482,29 +363,4 @@ class OperationWorkflow:
 
     async def _deadline(self, site_seconds: float) -> datetime:
         ask = calls.Deadline(ref=self._ref, site_seconds=site_seconds)
-        return await self._kit(calls.DEADLINE, ask, datetime)
-
-    async def _kit(self, name: str, argument: Any, answer: type[Any] | None = None) -> Any:
-        """One of the ordering service's own activities; a store that is down is waited for."""
-        return await workflow.execute_activity(
-            name,
-            argument,
-            result_type=answer,
-            task_queue=self._ref.ordering_service,
-            start_to_close_timeout=timedelta(seconds=30),
-            retry_policy=_FOREVER,
-        )
-
-    def _leave_if_long(self) -> None:
-        if workflow.info().get_current_history_length() > MAX_HISTORY:
-            raise _HistoryFullError
-
-
-def _cause(error: ActivityError) -> str | None:
-    return error.cause.type if isinstance(error.cause, ApplicationError) else None
-
-
-def _reason(error: ActivityError) -> str:
-    if isinstance(error.cause, ActivityTimeoutError):
-        return f"{DEADLINE}: {error.activity_type} did not answer in time"
-    return str(error.cause or error)[:300]
+        return await self._caller.kit(calls.DEADLINE, ask, datetime)
