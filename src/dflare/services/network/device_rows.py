@@ -151,6 +151,9 @@ async def load_view(session: AsyncSession, device_id: str, holder: str) -> Devic
     ).one_or_none()
     if row is None:
         raise LeaseLostError(device_id)
+    # Ports before networks: an order that comes in between then misses both, or its ports alone,
+    # and the next pass sees it. The other way round its ports would name a network not read.
+    ports = await _port_rows(session, device_id)
     networks = await _networks(session, device_id)
     return DeviceView(
         device_id=device_id,
@@ -161,7 +164,9 @@ async def load_view(session: AsyncSession, device_id: str, holder: str) -> Devic
         desired_version=row.desired_version,
         frozen=row.frozen,
         pools=PoolFacts.model_validate(row.pools),
-        ports=await _ports(session, device_id, networks),
+        ports=[
+            WantedPort(r[0], r[1], r[2], networks[r[3]] if r[3] else None, *r[4:]) for r in ports
+        ],
         lingering=tuple(networks.values()),
         intents=await open_intents(session, device_id),
     )
@@ -198,13 +203,8 @@ _PORTS = text(
 )
 
 
-async def _ports(
-    session: AsyncSession, device_id: str, networks: dict[str, NetworkIds]
-) -> list[WantedPort]:
-    rows = await session.execute(_PORTS, {"device": device_id})
-    return [
-        WantedPort(r[0], r[1], r[2], networks[r[3]] if r[3] else None, *tuple(r)[4:]) for r in rows
-    ]
+async def _port_rows(session: AsyncSession, device_id: str) -> list[tuple[Any, ...]]:
+    return [tuple(row) for row in await session.execute(_PORTS, {"device": device_id})]
 
 
 async def open_intents(session: AsyncSession, device_id: str) -> list[OpenIntent]:
