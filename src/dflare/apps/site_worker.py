@@ -13,9 +13,9 @@ from dflare.kit.temporal import build_worker, connect_for_workers, queue_of
 LOOK_EVERY_S = 0.5
 
 
-async def serve(process: Process) -> None:
+async def serve(process: Process, platform: Platform | None = None) -> None:
     """Start the agents' API and follow the declared sites."""
-    platform = Platform(process)
+    platform = platform or Platform(process)
     settings = process.settings
     await serve_http(
         process, platform.agent_app(), settings.agent_host, settings.agent_port, "agent-api"

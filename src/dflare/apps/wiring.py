@@ -23,7 +23,7 @@ from dflare.drivers.infiniband.ufm import UfmManager
 from dflare.kit.db import Database
 from dflare.kit.feed import Projection
 from dflare.kit.operation_activities import OperationActivities
-from dflare.kit.steps import Step, StepRunner
+from dflare.kit.steps import CutHook, Step, StepRunner
 from dflare.kit.tables import KitTables
 from dflare.services.auth import api as auth_api
 from dflare.services.auth import api_oidc
@@ -84,9 +84,11 @@ Activities = Mapping[str, Sequence[Callable[..., Awaitable[Any]]]]
 
 @dataclass(frozen=True)
 class Platform:
-    """The services of one process."""
+    """The services of one process. ``cut`` is called at the three points of every step where tests
+    cut a process off (DESIGN section 9)."""
 
     process: Process
+    cut: CutHook | None = None
 
     @property
     def database(self) -> Database:
@@ -173,13 +175,17 @@ class Platform:
         """How network's steps and reconcilers of this process wake each other."""
         return Signals()
 
-    def network_tools(self) -> Tools:
-        """What the device reconcilers work with."""
-        process = self.process
-        rest = DeviceRest(
-            ca_file=process.settings.device_ca_file,
+    @cached_property
+    def fabric_rest(self) -> DeviceRest:
+        """The one client of fabric devices of this process."""
+        return DeviceRest(
+            ca_file=self.process.settings.device_ca_file,
             timeout_s=self.network_settings.request_timeout_s,
         )
+
+    def network_tools(self) -> Tools:
+        """What the device reconcilers work with."""
+        process, rest = self.process, self.fabric_rest
         return Tools(
             database=process.database,
             clock=process.clock,
@@ -256,9 +262,11 @@ class Platform:
             **own,
             "clusters": [
                 *own["clusters"],
-                *self._activities(CLUSTERS, clusters_activities.steps(clock)),
+                *self.step_activities(CLUSTERS, clusters_activities.steps(clock)),
             ],
-            "orchestrator": self._activities(ORCHESTRATOR, orchestrator_activities.steps(clock)),
+            "orchestrator": self.step_activities(
+                ORCHESTRATOR, orchestrator_activities.steps(clock)
+            ),
         }
 
     def site_activities(self) -> Activities:
@@ -273,16 +281,21 @@ class Platform:
         )
         baremetal = baremetal_activities.steps(self.baremetal_parts)
         return {
-            "baremetal": self._activities(BAREMETAL, baremetal),
-            "network": self._activities(NETWORK, network),
+            "baremetal": self.step_activities(BAREMETAL, baremetal),
+            "network": self.step_activities(NETWORK, network),
         }
 
-    def _activities(
+    def step_activities(
         self, kit: KitTables, steps: Sequence[Step[Any]]
     ) -> list[Callable[..., Awaitable[Any]]]:
+        """The Temporal activities of one service's steps."""
         process = self.process
         runner = StepRunner(
-            process.database, kit, process.clock, heartbeat_s=process.settings.heartbeat_s
+            process.database,
+            kit,
+            process.clock,
+            heartbeat_s=process.settings.heartbeat_s,
+            cut=self.cut,
         )
         return [runner.activity(step) for step in steps]
 
@@ -308,6 +321,11 @@ class Platform:
             ("fabrics", Supervisor(self.network_tools()).run()),
             ("nodes", NodeReconciler(self.baremetal_parts).run()),
         ]
+
+    async def close_clients(self) -> None:
+        """Close the connections to devices, after the tasks that use them."""
+        await self.bmc.close()
+        await self.fabric_rest.close()
 
     async def site_ids(self) -> list[str]:
         """The declared sites."""

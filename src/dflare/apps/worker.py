@@ -7,9 +7,9 @@ from dflare.kit.temporal import build_worker, connect_for_workers, queue_of
 from dflare.services.orchestrator.workflow import OperationWorkflow
 
 
-async def serve(process: Process) -> None:
+async def serve(process: Process, platform: Platform | None = None) -> None:
     """Start a worker for the queue of every service and fold every read model."""
-    platform = Platform(process)
+    platform = platform or Platform(process)
     temporal = await connect_for_workers(process.settings)
     for service, activities in platform.central_activities().items():
         worker = build_worker(
