@@ -8,8 +8,7 @@ nodes that its order could have.
 
 import asyncio
 import contextlib
-import socket
-from collections.abc import AsyncIterator, Callable, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
@@ -242,12 +241,11 @@ async def real_platform(
         stack.push_async_callback(database.dispose)
         saboteurs = Saboteurs(database)
         platforms = [
-            _SabotagedPlatform(process, saboteurs.cut, saboteurs)
-            for process in (central, at_site)
+            _SabotagedPlatform(process, saboteurs.cut, saboteurs) for process in (central, at_site)
         ]
         await worker.serve(central, platforms[0])
         await site_worker.serve(at_site, platforms[1])
-        stack.push_async_callback(platforms[1].bmc.close)
+        stack.push_async_callback(platforms[1].close_clients)
         await relay.serve(forwarding)
         orchestrator = OrchestratorService(database, SystemClock())
         common = (database, SystemClock(), Sealer.from_file(folder / "master-key"), AllowAll())
