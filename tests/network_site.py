@@ -143,7 +143,7 @@ class NetworkSite:
             )
             entries.append(entry("allocation.changed", allocation, facts.version, facts))
         async with self.database.transaction("network") as session:
-            await AllocationProjection().apply(session, entries)
+            await AllocationProjection(self.clock).apply(session, entries)
 
     def call(self, step: str, cluster: str, nodes: Sequence[str], **more: Any) -> StepCall:
         """The call that the interpreter would make."""

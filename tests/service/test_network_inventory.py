@@ -108,7 +108,7 @@ async def test_an_older_allocation_event_changes_nothing(
     older = _allocation(epoch=epoch, version=version, state=state)
     for batch in ([newest], [older], [older, newest, older]):
         async with database.transaction("network") as session:
-            await AllocationProjection().apply(session, batch)
+            await AllocationProjection(ShiftedClock()).apply(session, batch)
         rows = await _rows(database, "SELECT state, epoch FROM network.node_allocation")
         assert rows == [{"state": "releasing", "epoch": 2}]
 

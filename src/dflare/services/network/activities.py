@@ -21,6 +21,7 @@ from dflare.services.network.errors import PoolExhaustedError
 from dflare.services.network.reconciler import SCHEMA
 from dflare.services.network.settings import NetworkSettings
 from dflare.services.network.signals import Signals
+from dflare.services.orchestrator.contract import AllocationState
 
 _PAUSE_FIRST_S = 0.02
 _PAUSE_MOST_S = 1.0
@@ -98,6 +99,7 @@ def steps(
         AwaitDrained(waiting),
         Withdraw(waiting),
         Close(waiting),
+        Seclude(waiting),
     ]
 
 
@@ -142,11 +144,13 @@ class Attach:
             return
         loaded.devices = await repository.ask_devices(session, nodes)
         attached = await repository.open_ports(session, network, ready, call.operation_id, now)
+        # One that was overtaken may have given identifiers to a network that has no member now.
+        await repository.drain_if_empty(session, network, now)
         for epoch in ready:
             loaded.outcomes[epoch.node_id] = (
                 Outcome("done", observed={"network": network.id, "epoch": epoch.epoch})
                 if epoch.node_id in attached
-                else Outcome("failed", f"epoch {epoch.epoch} of the allocation is an older one")
+                else Outcome("failed", "its ports were closed for this order, or are a newer one's")
             )
 
     async def act(self, call: StepCall, loaded: Loaded, targets: list[str]) -> dict[str, Outcome]:
@@ -160,6 +164,37 @@ class Attach:
         self, session: AsyncSession, call: StepCall, loaded: Loaded, outcomes: dict[str, Outcome]
     ) -> None:
         """Everything was written in the first transaction."""
+
+
+class Seclude(Attach):
+    """Desire a network of its own on a node that no order holds, while it is cleaned.
+
+    The operation stands in the place of an allocation: what it closed it cannot open again.
+    """
+
+    name = "network.seclude@1"
+
+    async def load(self, session: AsyncSession, call: StepCall, targets: list[str]) -> Loaded:
+        """Set desired state where the last order's end has arrived in the read model."""
+        epochs = await repository.node_epochs(session, targets)
+        declared = await repository.nodes_with_ports(session, targets)
+        held = {node for node, one in epochs.items() if one.state != AllocationState.ENDED}
+        loaded = Loaded({target: Outcome("pending", "an order holds it") for target in targets})
+        strangers = [target for target in targets if target != call.resource_id]
+        loaded.outcomes |= dict.fromkeys(strangers, Outcome("failed", "it was not ordered alone"))
+        alone = [
+            NodeEpoch(
+                target,
+                call.resource_id,
+                f"{call.operation_id}/{call.generation}",
+                AllocationState.ENDED,
+                epochs[target].epoch if target in epochs else 0,
+            )
+            for target in declared - held - set(strangers)
+        ]
+        if alone:
+            await self._attach(session, call, alone, loaded)
+        return loaded
 
 
 class _OfNetwork:

@@ -16,13 +16,14 @@ _INTENTS_SHOWN = 50
 
 
 class NetworkAnswer(BaseModel):
-    """A cluster's isolated network. ``pkey`` is a hexadecimal string, null without InfiniBand."""
+    """A cluster's isolated network. ``pkey`` is a hexadecimal string, null without InfiniBand. The
+    network of a node that is cleaned has no owner, and the node's id for ``cluster_id``."""
 
     id: str
     cluster_id: str
     site_id: str
-    organization_id: str
-    project_id: str
+    organization_id: str | None
+    project_id: str | None
     state: str
     reason: str
     since: datetime

@@ -15,8 +15,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from dflare.kit.clock import Clock
 from dflare.kit.feed import FeedEntry, Projection
-from dflare.services.baremetal.contract import NodeDeclared, SiteDeclared, SwitchFacts, UfmFacts
+from dflare.services.baremetal.contract import (
+    NodeDeclared,
+    NodeState,
+    NodeStateChanged,
+    SiteDeclared,
+    SwitchFacts,
+    UfmFacts,
+)
 from dflare.services.network.domain import PortKind
+from dflare.services.network.repository import shut_out
 from dflare.services.network.tables import (
     KIT,
     Device,
@@ -27,6 +35,8 @@ from dflare.services.network.tables import (
 )
 from dflare.services.orchestrator.contract import AllocationFacts
 
+_STATE, _SHUT = "node.state_changed", NodeState.QUARANTINE
+
 
 def device_id_of(site_id: str, name: str) -> str:
     """The id of a device: its name is unique in its site."""
@@ -35,7 +45,7 @@ def device_id_of(site_id: str, name: str) -> str:
 
 def projections(clock: Clock) -> list[Projection]:
     """What the network worker keeps current."""
-    return [InventoryProjection(clock), AllocationProjection()]
+    return [InventoryProjection(clock), AllocationProjection(clock)]
 
 
 class InventoryProjection:
@@ -248,17 +258,32 @@ async def _move_infiniband(session: AsyncSession, site_id: str, manager: str) ->
 
 
 class AllocationProjection:
-    """Who holds a node and its epoch, from ``allocation.changed``.
+    """Who holds a node and its epoch, from ``allocation.changed``; and who is shut out, from
+    ``node.state_changed``.
 
-    An event of an older epoch, or of an older version of the same allocation, changes nothing.
+    An event of an older epoch, or of an older version of the same allocation, changes nothing. One
+    projection for both: an order that comes after a quarantine is never closed by it.
     """
 
     name = "network.allocation"
     kit = KIT
-    types = frozenset({"allocation.changed"})
+    types = frozenset({"allocation.changed", _STATE})
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
 
     async def apply(self, session: AsyncSession, entries: Sequence[FeedEntry]) -> None:
-        """Fold a batch; only the newest event of a node matters."""
+        """Fold runs of events of one kind, in their order."""
+        told = [one for one in entries if one.type != _STATE or one.data["state"] == _SHUT]
+        for is_state, run in groupby(told, key=lambda entry: entry.type == _STATE):
+            if is_state:
+                shut = {NodeStateChanged.model_validate(entry.data).node_id for entry in run}
+                await shut_out(session, sorted(shut), self._clock.now())
+            else:
+                await self._allocations(session, list(run))
+
+    async def _allocations(self, session: AsyncSession, entries: Sequence[FeedEntry]) -> None:
+        """Only the newest event of a node matters."""
         newest: dict[str, AllocationFacts] = {}
         for entry in entries:
             facts = AllocationFacts.model_validate(entry.data)

@@ -272,6 +272,30 @@ async def close_ports(
     )
 
 
+async def shut_out(session: AsyncSession, node_ids: Sequence[str], now: datetime) -> None:
+    """Desire every port of nodes closed, and nothing that their present allocations ask for opened
+    again: the nodes are in quarantine."""
+    networks = await lock_networks_of(session, node_ids)
+    await ask_devices(session, node_ids)
+    await session.execute(
+        text(
+            """
+            UPDATE network.port_desired AS d
+            SET network_id = NULL,
+                allocation_id = COALESCE(n.allocation_id, d.allocation_id),
+                epoch = GREATEST(d.epoch, COALESCE(n.epoch, 0)),
+                version = d.version + 1, changed_at = :now
+            FROM unnest(CAST(:nodes AS text[])) AS q(node_id)
+            LEFT JOIN network.node_allocation AS n ON n.node_id = q.node_id
+            WHERE d.node_id = q.node_id
+            """
+        ),
+        {"nodes": list(node_ids), "now": now},
+    )
+    for network in networks:
+        await drain_if_empty(session, network, now)
+
+
 async def ask_devices(session: AsyncSession, node_ids: Sequence[str]) -> list[str]:
     """Want a pass, and so a read-back, of every device that these nodes are cabled to."""
     rows = select(PortDesired.device_id).where(PortDesired.node_id.in_(node_ids)).distinct()

@@ -136,7 +136,8 @@ class PortObserved(Base):
 
 
 class Network(Base):
-    """A cluster's isolated network and its identifiers."""
+    """A cluster's isolated network and its identifiers. That of a node which is cleaned belongs to
+    no tenant; its ``cluster_id`` is the node's id."""
 
     __tablename__ = "network"
     __table_args__ = (UniqueConstraint("cluster_id"), Index("ix_network_project", "project_id"))
@@ -144,8 +145,8 @@ class Network(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     cluster_id: Mapped[str]
     site_id: Mapped[str]
-    organization_id: Mapped[str]
-    project_id: Mapped[str]
+    organization_id: Mapped[str | None]
+    project_id: Mapped[str | None]
     state: Mapped[str]
     reason: Mapped[str] = mapped_column(server_default="")
     since: Mapped[datetime]
