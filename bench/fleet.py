@@ -5,6 +5,7 @@ import time
 
 import psutil
 
+from bench.orders import enrol
 from bench.report import seconds, table
 from dflare.embedded.state import read_state
 from running_platform import PlatformHandle, running_platform
@@ -30,8 +31,8 @@ async def _measure(wish: PlatformWish, nodes: int) -> tuple[float, float, dict[s
     async with running_platform(wish) as platform:
         up_s = time.perf_counter() - began
         applied = time.perf_counter()
-        await platform.apply_site(deadline_s=400)
-        await platform.until_available(nodes, deadline_s=400)
+        await enrol(platform)
+        await platform.until_available(nodes)
         enrolled_s = time.perf_counter() - applied
         memory = await asyncio.to_thread(memory_mib, platform)
     return up_s, enrolled_s, memory

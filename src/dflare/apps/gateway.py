@@ -6,12 +6,10 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from sqlalchemy import text
-from starlette.middleware.base import RequestResponseEndpoint
-from starlette.responses import Response
 
 import dflare
 from dflare.apps import events
-from dflare.apps.http import serve_http
+from dflare.apps.http import BodyLimit, serve_http
 from dflare.apps.process import Process, run_process
 from dflare.apps.wiring import Platform
 from dflare.kit import problem
@@ -34,7 +32,7 @@ def build_app(platform: Platform, hub: events.EventHub, lag: LoopLag | None = No
         separate_input_output_schemas=False,
     )
     problem.install(app)
-    app.middleware("http")(_limit_body)
+    app.add_middleware(BodyLimit, limit_bytes=MAX_BODY_BYTES)
 
     async def principal(request: Request) -> Principal:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
@@ -90,22 +88,6 @@ def build_app(platform: Platform, hub: events.EventHub, lag: LoopLag | None = No
 
     app.openapi = openapi
     return app
-
-
-async def _limit_body(request: Request, call_next: RequestResponseEndpoint) -> Response:
-    length = request.headers.get("content-length")
-    if length is not None and length.isdecimal() and int(length) > MAX_BODY_BYTES:
-        return problem.render(
-            {
-                "type": "https://dflare.dev/problems/body-too-large",
-                "title": "Body too large",
-                "status": 413,
-                "detail": f"the body has {length} bytes, {MAX_BODY_BYTES} are allowed",
-                "next_step": "Send less at once.",
-                "retryable": False,
-            }
-        )
-    return await call_next(request)
 
 
 async def serve(process: Process) -> None:
