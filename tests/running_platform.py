@@ -171,13 +171,16 @@ class PlatformHandle:
         """Every node, as the operator sees it."""
         return await self.all_pages("/v1/nodes")
 
-    async def all_pages(self, path: str, **query: str) -> list[dict[str, Any]]:
-        """Every item of a list."""
+    async def all_pages(
+        self, path: str, http: httpx.AsyncClient | None = None, **query: str
+    ) -> list[dict[str, Any]]:
+        """Every item of a list, as the operator or another caller sees it."""
         items: list[dict[str, Any]] = []
         cursor: str | None = None
         while True:
             more = {"cursor": cursor} if cursor else {}
-            page = ok(await self.operator.get(path, params={"limit": "500", **query, **more}))
+            parameters = {"limit": "500", **query, **more}
+            page = ok(await (http or self.operator).get(path, params=parameters))
             items += page["items"]
             cursor = page["next_cursor"]
             if cursor is None:
@@ -291,7 +294,7 @@ class PlatformHandle:
     async def usage(self, tenant: Tenant, month: str) -> list[dict[str, Any]]:
         """The ledger of a month."""
         path = f"/v1/projects/{tenant.project_id}/usage"
-        return ok(await tenant.http.get(path, params={"month": month}))["items"]
+        return await self.all_pages(path, tenant.http, month=month)
 
     async def invoice(self, tenant: Tenant, month: str) -> dict[str, Any]:
         """The draft invoice of a month."""
