@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import orjson
 from fastapi import APIRouter, Depends, Query, WebSocket, WebSocketDisconnect
@@ -109,8 +109,23 @@ def answer(entry: FeedEntry) -> EventAnswer:
         operation_id=entry.operation_id,
         project_id=entry.project_id,
         at=entry.at.isoformat(),
-        data=entry.data,
+        data=_without_sealed(entry.data),
     )
+
+
+def _without_sealed(value: Any) -> Any:
+    """Event data as people may have it. Services hand each other secrets sealed; whoever reads the
+    events of a project may not read its user data, and nobody needs to keep a ciphertext."""
+    if isinstance(value, dict):
+        members = cast("dict[str, Any]", value)
+        return {
+            name: _without_sealed(member)
+            for name, member in members.items()
+            if name != "secret" and not name.endswith("_sealed")
+        }
+    if isinstance(value, list):
+        return [_without_sealed(one) for one in cast("list[Any]", value)]
+    return value
 
 
 @dataclass
