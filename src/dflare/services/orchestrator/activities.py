@@ -161,8 +161,11 @@ async def hand_over(
     held = await repository.lock_allocations(session, targets, cluster_id=call.resource_id)
     confirmed = {node: one for node, one in held.items() if one.state == AllocationState.CONFIRMED}
     fresh = [one for one in confirmed.values() if one.usage_from is None]
+    useless = await repository.in_quarantine(session, [one.node_id for one in fresh])
     for one in fresh:
         one.usage_from = now
+        if one.node_id in useless:
+            one.usage_to = now
         one.version += 1
     await repository.save_allocations(session, fresh, now)
     await _end_own_claims(session, call, list(confirmed), now)
@@ -195,7 +198,7 @@ async def release(
         for one in fresh:
             domain.move(one, AllocationState.RELEASING, now)
             one.epoch, one.operation_id = epochs[one.node_id], call.operation_id
-            if one.usage_from is not None:
+            if one.usage_from is not None and one.usage_to is None:
                 one.usage_to = max(one.usage_from, requested_at)
         await repository.save_allocations(session, fresh, now)
         await _seize(session, call, fresh, now)

@@ -40,7 +40,8 @@ class AllocationFacts(_Contract):
 
     ``operation_id`` is the operation that acts on the node now or did last: the order, then its
     release. ``usage_from``/``usage_to`` bound what is billed, UTC wall time: from hand-over to the
-    request of release. ``version`` rises with every change.
+    request of release, or to the node's quarantine where that comes first. ``version`` rises with
+    every change.
     """
 
     allocation_id: str

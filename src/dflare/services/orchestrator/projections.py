@@ -11,11 +11,19 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from dflare.kit.feed import FeedEntry, Projection
-from dflare.services.baremetal.contract import NodeDeclared, NodeStateChanged, SiteDeclared
+from dflare.services.baremetal.contract import (
+    NodeDeclared,
+    NodeState,
+    NodeStateChanged,
+    SiteDeclared,
+)
 from dflare.services.metering.contract import QuotaLimit as QuotaLimitFacts
+from dflare.services.orchestrator import repository
 from dflare.services.orchestrator.tables import KIT, Node, OperationIndex, QuotaLimit, Site
 
 Row = dict[str, Any]
+
+_USELESS = NodeState.QUARANTINE
 
 _FACTS_AT_START: Row = {
     "node_type": "",
@@ -36,7 +44,8 @@ def projections() -> list[Projection]:
 
 
 class PlacementProjection:
-    """What placement needs to know of sites, nodes and limits."""
+    """What placement needs to know of sites, nodes and limits; and the end of usage of a node that
+    its tenant has when it goes into quarantine."""
 
     name = "orchestrator.placement"
     kit = KIT
@@ -52,6 +61,9 @@ class PlacementProjection:
         nodes = [e for e in entries if e.type in ("node.declared", "node.state_changed")]
         if nodes:
             await _keep_nodes(session, nodes)
+            ends = {e.resource_id: e.at for e in reversed(nodes) if e.data.get("state") == _USELESS}
+            if ends:
+                await repository.end_usage(session, ends)
 
 
 async def _keep_site(session: AsyncSession, entry: FeedEntry) -> None:

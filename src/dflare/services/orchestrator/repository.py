@@ -5,7 +5,7 @@ allocations by node, claims by node.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -291,6 +291,28 @@ async def save_allocations(
     """Write changed allocations whose rows are locked, and emit them."""
     await session.flush()
     await outbox.emit(session, KIT, [domain.allocation_event(one, now) for one in allocations])
+
+
+async def in_quarantine(session: AsyncSession, node_ids: Sequence[str]) -> set[str]:
+    """Those of ``node_ids`` that are in quarantine."""
+    return set(
+        await session.scalars(
+            select(Node.node_id).where(Node.node_id.in_(node_ids), Node.state == "quarantine")
+        )
+    )
+
+
+async def end_usage(session: AsyncSession, ends: Mapping[str, datetime]) -> None:
+    """End what is billed for nodes at these times; the allocations live on. Time in quarantine is
+    never billed, and a node does not come back from there to its tenant."""
+    held = await lock_allocations(session, list(ends))
+    used = [one for one in held.values() if one.usage_from is not None and one.usage_to is None]
+    for one in used:
+        assert one.usage_from is not None
+        one.usage_to = max(one.usage_from, ends[one.node_id])
+        one.version += 1
+    if used:
+        await save_allocations(session, used, max(ends.values()))
 
 
 async def end_allocations(
