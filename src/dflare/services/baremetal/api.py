@@ -261,7 +261,11 @@ def _node_routes(routes: APIRouter, nodes: BaremetalService, principal: Authenti
         """One node with its inventory, by id or by a name that is unique to the caller."""
         entry = await nodes.get(caller, node)
         response.headers["ETag"] = etag_of(entry.node.version)
-        whole = {"inventory": entry.node.inventory, "facts": entry.node.facts}
+        facts = dict(entry.node.facts)
+        if not nodes.authorizer.scope(caller).everything:
+            # How a BMC is reached, and by which account, is no tenant's.
+            facts.pop("bmc", None)
+        whole = {"inventory": entry.node.inventory, "facts": facts}
         return _node(entry).model_copy(update=whole)
 
     @routes.post("/nodes/{node}/cordon")

@@ -154,7 +154,13 @@ class DeviceReconciler:
             # A pass serves several orders at once; the calls stand in the trace of the first.
             with span(f"reconcile {view.name}", operation_id=other, together_with=str(first)):
                 pass
-        with span(f"reconcile {view.name}", operation_id=first, ports=len(plan.ports)):
+        # What stands below a pass of several orders is kept from tenants (``orders`` says so).
+        with span(
+            f"reconcile {view.name}",
+            operation_id=first,
+            ports=len(plan.ports),
+            orders=len(others) + 1,
+        ):
             written = await self._send(view, plan, intents) if intents else None
             if intents and written is None:
                 return 0

@@ -5,7 +5,7 @@ that was ordered, which holds the truth.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -111,6 +111,7 @@ class OperationDesk:
             NotFoundError: none that the caller may read.
         """
         await self._load(principal, "operation:read", operation_id)
+        everything = self.authorizer.scope(principal).everything
         table = trace_tables.span
         async with self.database.transaction("trace") as session:
             rows = (
@@ -124,7 +125,8 @@ class OperationDesk:
                 .mappings()
                 .all()
             )
-        return _trees(rows)
+        trees = _trees(rows)
+        return trees if everything else [_without_others(tree) for tree in trees]
 
     async def cancel(self, principal: Principal, operation_id: str) -> Document:
         """Ask for the operation to be undone.
@@ -230,6 +232,22 @@ class OperationDesk:
         )
         async with self.database.transaction(kit.schema) as session:
             await record_audit(session, kit, record)
+
+
+_SHARED = frozenset({"together_with", "bmc", "orders", "ports"})
+"""Attributes of spans that name other orders, count them in, or say how a BMC is reached."""
+
+
+def _without_others(span: SpanNode) -> SpanNode:
+    """A span as a tenant may see it: a pass over a switch serves several tenants' orders, and its
+    calls name what is not this tenant's."""
+    alone = int(span.attributes.get("orders", 1)) == 1
+    return replace(
+        span,
+        attributes={name: one for name, one in span.attributes.items() if name not in _SHARED},
+        error=span.error if alone else span.error and "see the operator's trace",
+        children=[_without_others(child) for child in span.children] if alone else [],
+    )
 
 
 def _trees(rows: Sequence[Mapping[Any, Any]]) -> list[SpanNode]:

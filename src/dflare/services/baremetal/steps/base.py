@@ -42,6 +42,10 @@ _WATCH_EVERY_S = 1.0
 _STRAGGLERS_S = 8.0
 _LAST_RETRY_S = 5.0
 
+# Which operation it was is not said: it may be another tenant's.
+_TAKEN = "the node was taken over by a newer operation"
+_TAKEN_BY_OPERATOR = "the node was taken over by an operator"
+
 
 @dataclass(frozen=True)
 class StepParts:
@@ -256,8 +260,7 @@ class NodeStep:
             if not task.cancelled() and task.exception() is None:
                 outcomes[id_] = task.result()
             elif id_ in taken:
-                by = taken[id_] or "an operator"
-                outcomes[id_] = Outcome("failed", f"the node was taken over by {by}")
+                outcomes[id_] = Outcome("failed", _TAKEN if taken[id_] else _TAKEN_BY_OPERATOR)
             elif task.cancelled():
                 waits_for = works[id_].waits_for
                 outcomes[id_] = self._late(call, Outcome("pending", waits_for))
@@ -461,7 +464,7 @@ def _not_holding(
     operation = call.operation_id
     newest = max([*claims, row.acting_operation_id or ""])
     if newest > operation:
-        return Outcome("failed", f"the node was taken over by {newest}")
+        return Outcome("failed", _TAKEN)
     if operation in claims:
         return None
     ordered_by = holder.operation_id if holder is not None and holder.state != "ended" else None
