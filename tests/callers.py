@@ -5,7 +5,7 @@ route of an app as each of them; a route that has no entry in the table is a fau
 forgets one.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from inspect import isawaitable
 from typing import Any
@@ -109,6 +109,9 @@ async def _spoil(
 
 PathOf = Callable[[], Awaitable[Mapping[str, str]]]
 
+Listener = Callable[[str, httpx.Response], Iterable[str]]
+"""What is wrong with an answer, whatever its status, told who got it."""
+
 
 @dataclass(frozen=True)
 class Expectation:
@@ -154,9 +157,10 @@ async def walk_routes(
     client: httpx.AsyncClient,
     callers: Callers,
     expectations: Mapping[str, Expectation],
+    listener: Listener | None = None,
 ) -> list[str]:
     """Call every route as every caller. Returns the faults: routes without an entry, entries
-    without a route, and answers that were not expected."""
+    without a route, answers that were not expected, and what ``listener`` finds in any answer."""
     present = set(routes_of(app))
     faults = [f"{route}: no entry" for route in sorted(present - expectations.keys())]
     faults += [f"{route}: no such route" for route in sorted(expectations.keys() - present)]
@@ -171,6 +175,8 @@ async def walk_routes(
             if given.status_code != wanted:
                 said = given.text[:200]
                 faults.append(f"{route} as {caller}: {given.status_code}, not {wanted}: {said}")
+            heard = listener(caller, given) if listener is not None else ()
+            faults += [f"{route} as {caller}: {what}" for what in heard]
     return faults
 
 

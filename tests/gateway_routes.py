@@ -1,0 +1,212 @@
+"""What each kind of caller is answered by every route of the gateway, on things of the home tenant
+of ``tenanted_gateway``."""
+
+from typing import Any
+
+from auth_routes import ADMINS, TENANTS, auth_expectations, fresh
+from callers import INSIDE, Expectation, every
+from dflare.kit.plan import OperationState
+from dflare.services.baremetal.contract import NodeState
+from tenanted_gateway import NODE_TYPE, SITE, TenantedGateway, site_body
+
+EVERYONE = every(*INSIDE)
+IN_PROJECT = every(*TENANTS, "auditor", "operator")
+ON_PLATFORM = every("auditor", "operator")
+WORKERS = ("member", "project_admin", *ADMINS)
+"""Who may order in the home project."""
+
+
+def denied(*callers: str) -> dict[str, int]:
+    """Those who may read the thing but not do this to it."""
+    return every(*callers, status=403)
+
+
+def ordered(**rest: Any) -> Expectation:
+    """An order on something of the home project."""
+    answers = every(*WORKERS, status=202) | denied("viewer", "auditor")
+    return Expectation(answers, **rest)
+
+
+def operators_alone(status: int, *readers: str, **rest: Any) -> Expectation:
+    """What an operator does to something that ``readers`` and auditors may see."""
+    return Expectation({"operator": status} | denied("auditor", *readers), **rest)
+
+
+def gateway_expectations(gateway: TenantedGateway) -> dict[str, Expectation]:
+    """Who gets what of every route, on things of the home tenant."""
+    return {
+        **auth_expectations(gateway.platform.auth, gateway.callers),
+        **_baremetal(gateway),
+        **_network(gateway),
+        **_clusters(gateway),
+        **_keys(gateway),
+        **_orchestrator(gateway),
+        **_metering(gateway),
+        **_gateway_itself(),
+    }
+
+
+def _baremetal(gateway: TenantedGateway) -> dict[str, Expectation]:
+    kept, taken = ({"node": node} for node in list(gateway.home.nodes)[:2])
+    reason = {"reason": "a test"}
+
+    async def spare() -> dict[str, str]:
+        return {"node": await gateway.spare_node(NodeState.AVAILABLE)}
+
+    async def quarantined() -> dict[str, str]:
+        return {"node": await gateway.spare_node(NodeState.QUARANTINE)}
+
+    return {
+        "PUT /v1/sites/{name}": Expectation(
+            {"operator": 200}, 403, path={"name": SITE}, body=site_body(gateway.document)
+        ),
+        "GET /v1/sites": Expectation(EVERYONE),
+        "GET /v1/sites/{site}": Expectation(ON_PLATFORM, path={"site": SITE}),
+        "GET /v1/images": Expectation(EVERYONE),
+        "GET /v1/node-types": Expectation(EVERYONE),
+        "GET /v1/nodes": Expectation(EVERYONE, query={"limit": "500"}),
+        "GET /v1/nodes/{node}": Expectation(IN_PROJECT, path=kept),
+        "POST /v1/nodes/{node}/cordon": operators_alone(200, *TENANTS, path=kept, body=reason),
+        "POST /v1/nodes/{node}/uncordon": operators_alone(200, *TENANTS, path=kept),
+        "POST /v1/nodes/{node}/quarantine": operators_alone(200, *TENANTS, path=taken, body=reason),
+        "POST /v1/nodes/{node}/reboot": ordered(path=kept),
+        "POST /v1/nodes/{node}/rescue": ordered(path=kept),
+        "POST /v1/nodes/{node}/unrescue": ordered(path=kept),
+        "POST /v1/nodes/{node}/reimage": ordered(path=kept),
+        "POST /v1/nodes/{node}/enrol": operators_alone(202, path=spare),
+        "POST /v1/nodes/{node}/release-quarantine": operators_alone(202, path=quarantined),
+    }
+
+
+def _network(gateway: TenantedGateway) -> dict[str, Expectation]:
+    project, site = {"project": gateway.home.project.id}, {"site": SITE}
+    return {
+        "GET /v1/networks": Expectation(EVERYONE),
+        "GET /v1/networks/{network}": Expectation(
+            IN_PROJECT, path={"network": gateway.home.network}
+        ),
+        "GET /v1/projects/{project}/networks": Expectation(IN_PROJECT, path=project),
+        "GET /v1/sites/{site}/devices": Expectation(ON_PLATFORM, path=site),
+        "GET /v1/sites/{site}/pools": Expectation(ON_PLATFORM, path=site),
+        "GET /v1/sites/{site}/freeze": Expectation(ON_PLATFORM, path=site),
+        "POST /v1/sites/{site}/freeze": operators_alone(200, path=site, body={"reason": "a test"}),
+        "POST /v1/sites/{site}/unfreeze": operators_alone(200, path=site),
+    }
+
+
+def _clusters(gateway: TenantedGateway) -> dict[str, Expectation]:
+    project = {"project": gateway.home.project.id}
+
+    async def released() -> dict[str, str]:
+        return {**project, "cluster": await gateway.new_cluster()}
+
+    def order() -> dict[str, Any]:
+        return {"name": fresh("c"), "pools": [{"node_type": NODE_TYPE, "count": 1}]}
+
+    one = {**project, "cluster": gateway.home.cluster}
+    return {
+        "GET /v1/clusters": Expectation(EVERYONE),
+        "GET /v1/projects/{project}/clusters": Expectation(IN_PROJECT, path=project),
+        "POST /v1/projects/{project}/clusters": ordered(path=project, body=order),
+        "GET /v1/projects/{project}/clusters/{cluster}": Expectation(IN_PROJECT, path=one),
+        "DELETE /v1/projects/{project}/clusters/{cluster}": ordered(path=released),
+    }
+
+
+def _keys(gateway: TenantedGateway) -> dict[str, Expectation]:
+    home = gateway.home
+    project = {"project": home.project.id}
+    keys = f"/v1/projects/{home.project.id}/ssh-keys"
+    texts = f"/v1/projects/{home.project.id}/user-data"
+
+    def key() -> dict[str, str]:
+        public_key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "C" * 43
+        return {"name": fresh("k"), "public_key": public_key}
+
+    def user_data() -> dict[str, str]:
+        return {"name": fresh("d"), "text": "#cloud-config"}
+
+    async def new_key() -> dict[str, str]:
+        made = await gateway.ask("member", "POST", keys, json=key())
+        return {**project, "ssh_key": made.json()["id"]}
+
+    async def new_user_data() -> dict[str, str]:
+        made = await gateway.ask("member", "POST", texts, json=user_data())
+        return {**project, "user_data": made.json()["id"]}
+
+    changed = every(*WORKERS, status=201)
+    removed = every(*WORKERS, status=204)
+    one_key = {**project, "ssh_key": home.ssh_key}
+    one_text = {**project, "user_data": home.user_data}
+    return {
+        "GET /v1/projects/{project}/ssh-keys": Expectation(IN_PROJECT, path=project),
+        "POST /v1/projects/{project}/ssh-keys": Expectation(
+            changed | denied("viewer", "auditor"), path=project, body=key
+        ),
+        "GET /v1/projects/{project}/ssh-keys/{ssh_key}": Expectation(IN_PROJECT, path=one_key),
+        "DELETE /v1/projects/{project}/ssh-keys/{ssh_key}": Expectation(
+            removed | denied("viewer", "auditor"), path=new_key
+        ),
+        # Viewers read no user data, which may hold secrets: to them there is none.
+        "GET /v1/projects/{project}/user-data": Expectation(IN_PROJECT, path=project),
+        "POST /v1/projects/{project}/user-data": Expectation(
+            changed | denied("auditor"), path=project, body=user_data
+        ),
+        "GET /v1/projects/{project}/user-data/{user_data}": Expectation(
+            every(*WORKERS, "auditor"), path=one_text
+        ),
+        "DELETE /v1/projects/{project}/user-data/{user_data}": Expectation(
+            removed | denied("auditor"), path=new_user_data
+        ),
+    }
+
+
+def _orchestrator(gateway: TenantedGateway) -> dict[str, Expectation]:
+    def in_state(state: OperationState) -> Any:
+        async def path() -> dict[str, str]:
+            return {"operation": await gateway.new_operation(state)}
+
+        return path
+
+    one = {"operation": gateway.home.operation}
+    return {
+        "GET /v1/operations": Expectation(EVERYONE, query={"limit": "500"}),
+        "GET /v1/operations/{operation}": Expectation(IN_PROJECT, path=one),
+        "GET /v1/operations/{operation}/trace": Expectation(IN_PROJECT, path=one),
+        "POST /v1/operations/{operation}/cancel": ordered(path=in_state(OperationState.PENDING)),
+        "POST /v1/operations/{operation}/retry": ordered(path=in_state(OperationState.FAILED)),
+        "POST /v1/operations/{operation}/resume": operators_alone(
+            202, *TENANTS, path=in_state(OperationState.NEEDS_OPERATOR)
+        ),
+        "GET /v1/allocations": Expectation(EVERYONE, query={"limit": "500"}),
+    }
+
+
+def _metering(gateway: TenantedGateway) -> dict[str, Expectation]:
+    project = {"project": gateway.home.project.id}
+    month = f"{gateway.platform.process.clock.now():%Y-%m}"
+    return {
+        "GET /v1/projects/{project}/quotas": Expectation(IN_PROJECT, path=project),
+        "PUT /v1/projects/{project}/quotas/{node_type}": operators_alone(
+            200, *TENANTS, path={**project, "node_type": NODE_TYPE}, body={"nodes": 100}
+        ),
+        "GET /v1/projects/{project}/invoices/{month}": Expectation(
+            IN_PROJECT, path={**project, "month": month}
+        ),
+        "GET /v1/projects/{project}/usage": Expectation(
+            IN_PROJECT, path=project, query={"month": month}
+        ),
+    }
+
+
+def _gateway_itself() -> dict[str, Expectation]:
+    found = Expectation({}, 200, public=True)
+    return {
+        "GET /v1/events": Expectation(EVERYONE, query={"limit": "500"}),
+        "WEBSOCKET /v1/events": Expectation({}),
+        "GET /": found,
+        "GET /healthz": found,
+        "GET /v1/openapi.json": found,
+        "GET /v1/docs": found,
+        "GET /docs/oauth2-redirect": found,
+    }
