@@ -13,6 +13,7 @@ from typing import Any
 import uvloop
 from temporalio.client import Client
 
+from dflare.apps.migrate import SERVICES
 from dflare.kit import telemetry
 from dflare.kit.clock import Clock, SystemClock
 from dflare.kit.db import Database
@@ -27,7 +28,8 @@ EXIT_SETTINGS = 78
 
 @dataclass
 class Process:
-    """The parts of one running process. ``tasks`` end it when one of them fails."""
+    """The parts of one running process. ``tasks`` end it when one of them fails; ``services`` are
+    those it was told to serve, none meaning all."""
 
     name: str
     settings: PlatformSettings
@@ -37,8 +39,13 @@ class Process:
     feed: FeedSignal
     temporal: Client
     tasks: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
+    services: frozenset[str] = frozenset()
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     failure: BaseException | None = None
+
+    def serves(self, service: str) -> bool:
+        """Whether this process is to serve ``service``."""
+        return not self.services or service in self.services
 
     def start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Run ``work`` until the process ends; if it fails, the process ends with it."""
@@ -62,7 +69,10 @@ class Process:
 
 @asynccontextmanager
 async def running_process(
-    name: str, settings: PlatformSettings, clock: Clock | None = None
+    name: str,
+    settings: PlatformSettings,
+    clock: Clock | None = None,
+    services: frozenset[str] = frozenset(),
 ) -> AsyncGenerator[Process]:
     """The parts, connected; at the end every task is cancelled and every connection closed."""
     spans = telemetry.configure_spans(name)
@@ -74,6 +84,7 @@ async def running_process(
         sealer=Sealer.from_file(Path(settings.secret_key_file)),
         feed=FeedSignal(settings.postgres_url),
         temporal=await connect(settings),
+        services=services,
     )
     process.start(process.feed.run(), "feed-signal")
     process.start(spans.run(process.database), "spans")
@@ -90,24 +101,35 @@ async def running_process(
         await process.database.dispose()
 
 
-def run_process(name: str, serve: Callable[[Process], Awaitable[None]]) -> None:
+def run_process(
+    name: str, serve: Callable[[Process], Awaitable[None]], *, divisible: bool = False
+) -> None:
     """The main program of a process: ``serve`` sets up and returns, tasks run until SIGTERM.
+
+    The program's arguments are the services to serve, where it is ``divisible``.
 
     Where a supervisor names a file by ``SUPERVISED_READY_FILE``, it is made when ``serve`` returns.
     """
+    services = frozenset(sys.argv[1:])
+    if unknown := services - set(SERVICES if divisible else ()):
+        known = ", ".join(SERVICES) if divisible else "none: it serves all of them"
+        sys.exit(f"dflare {name}: cannot serve {', '.join(sorted(unknown))}; to choose: {known}")
     try:
         settings = PlatformSettings.read()
         telemetry.configure_logs(name, level=settings.log_level, form=settings.log_format)
-        uvloop.run(_main(name, settings, serve))
-    except (SettingsError, SealError, FileNotFoundError) as error:
+        uvloop.run(_main(name, settings, serve, services))
+    except (SettingsError, SealError, FileNotFoundError, PermissionError) as error:
         print(f"dflare {name}: {error}", file=sys.stderr)  # noqa: T201 (no log is set up yet)
         sys.exit(EXIT_SETTINGS)
 
 
 async def _main(
-    name: str, settings: PlatformSettings, serve: Callable[[Process], Awaitable[None]]
+    name: str,
+    settings: PlatformSettings,
+    serve: Callable[[Process], Awaitable[None]],
+    services: frozenset[str],
 ) -> None:
-    async with running_process(name, settings) as process:
+    async with running_process(name, settings, services=services) as process:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, process.stopping.set)

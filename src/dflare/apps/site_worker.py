@@ -1,6 +1,7 @@
 """What may reach the devices of sites: step workers, reconcilers, the agents' API.
 
-``python -m dflare.apps.site_worker`` serves every declared site, and new ones as they come.
+``python -m dflare.apps.site_worker [SERVICE ...]`` serves every declared site, and new ones as
+they come.
 """
 
 import asyncio
@@ -17,11 +18,14 @@ async def serve(process: Process, platform: Platform | None = None) -> None:
     """Start the agents' API and follow the declared sites."""
     platform = platform or Platform(process)
     settings = process.settings
-    await serve_http(
-        process, platform.agent_app(), settings.agent_host, settings.agent_port, "agent-api"
-    )
-    for name, work in platform.site_tasks():
-        process.start(work, name)
+    if process.serves("baremetal"):
+        await serve_http(
+            process, platform.agent_app(), settings.agent_host, settings.agent_port, "agent-api"
+        )
+    for service, start in platform.site_tasks().items():
+        if process.serves(service):
+            for name, work in start():
+                process.start(work, name)
     process.start(_follow_sites(process, platform), "sites")
 
 
@@ -32,6 +36,8 @@ async def _follow_sites(process: Process, platform: Platform) -> None:
         for site_id in set(await platform.site_ids()) - served:
             served.add(site_id)
             for service, activities in platform.site_activities().items():
+                if not process.serves(service):
+                    continue
                 worker = build_worker(
                     temporal,
                     queue_of(service, site_id),
@@ -43,4 +49,4 @@ async def _follow_sites(process: Process, platform: Platform) -> None:
 
 
 if __name__ == "__main__":
-    run_process("site-worker", serve)
+    run_process("site-worker", serve, divisible=True)

@@ -314,13 +314,15 @@ class Platform:
         """The agents' API and boot media."""
         return AgentApi(self.sessions, self.images, self.agent_url).app()
 
-    def site_tasks(self) -> list[Task]:
-        """What a site worker keeps running beside its steps."""
-        return [
-            ("agent-sessions", self.sessions.run()),
-            ("fabrics", Supervisor(self.network_tools()).run()),
-            ("nodes", NodeReconciler(self.baremetal_parts).run()),
-        ]
+    def site_tasks(self) -> Mapping[str, Callable[[], list[Task]]]:
+        """What a site worker keeps running beside its steps, by service, made when it is asked."""
+        return {
+            "baremetal": lambda: [
+                ("agent-sessions", self.sessions.run()),
+                ("nodes", NodeReconciler(self.baremetal_parts).run()),
+            ],
+            "network": lambda: [("fabrics", Supervisor(self.network_tools()).run())],
+        }
 
     async def close_clients(self) -> None:
         """Close the connections to devices, after the tasks that use them."""

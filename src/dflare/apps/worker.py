@@ -12,6 +12,8 @@ async def serve(process: Process, platform: Platform | None = None) -> None:
     platform = platform or Platform(process)
     temporal = await connect_for_workers(process.settings)
     for service, activities in platform.central_activities().items():
+        if not process.serves(service):
+            continue
         worker = build_worker(
             temporal,
             queue_of(service),
@@ -21,6 +23,8 @@ async def serve(process: Process, platform: Platform | None = None) -> None:
         )
         process.start(worker.run(), f"worker-{service}")
     for projection in platform.projections():
+        if not process.serves(projection.kit.schema):
+            continue
         process.start(
             run_projection(process.database, process.feed, projection),
             f"projection-{projection.name}",
@@ -28,4 +32,4 @@ async def serve(process: Process, platform: Platform | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_process("worker", serve)
+    run_process("worker", serve, divisible=True)

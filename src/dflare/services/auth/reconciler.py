@@ -76,8 +76,9 @@ class AuthReconciler:
             await asyncio.sleep(every_s)
 
     async def _follow_and_wait(self) -> None:
+        mark = self._signal.mark()
         if await self.follow() == 0:
-            await self._signal.wait(1.0)
+            await self._signal.wait(1.0, mark)
 
     async def follow(self) -> int:
         """Refresh what the events since the last call name; returns how many there were."""
