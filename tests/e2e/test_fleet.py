@@ -27,7 +27,7 @@ async def story() -> AsyncIterator[Story]:
         yield await judgement.live_through(platform, orders, deadline_s=300)
 
 
-def test_the_whole_fleet_is_enrolled_and_lets_nobody_reach_anybody(story: Story) -> None:
+def test_the_whole_fleet_is_enrolled_and_comes_to_let_nobody_reach_anybody(story: Story) -> None:
     assert len(story.every_host) == 1213
     judgement.assert_no_reach(story.reach_before)
 

@@ -34,7 +34,7 @@ async def story() -> AsyncIterator[Story]:
         yield await judgement.live_through(platform, orders)
 
 
-def test_an_enrolled_site_lets_nobody_reach_anybody(story: Story) -> None:
+def test_a_new_site_comes_to_let_nobody_reach_anybody(story: Story) -> None:
     judgement.assert_no_reach(story.reach_before)
 
 
