@@ -34,6 +34,13 @@ def test_ids_sort_by_the_millisecond_of_their_creation(monkeypatch: pytest.Monke
     assert made == sorted(made)
 
 
+def test_ids_of_one_millisecond_sort_by_their_creation(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter(range(1_700_000_000_000_000_000, 1_700_000_000_001_000_000, 1_000))
+    monkeypatch.setattr(time, "time_ns", lambda: next(moments))
+    made = [new_id("op") for _ in range(1_000)]
+    assert made == sorted(made)
+
+
 def test_many_ids_of_one_millisecond_are_all_different(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time_ns", lambda: 1_700_000_000_000_000_000)
     assert len({new_id("op") for _ in range(10_000)}) == 10_000

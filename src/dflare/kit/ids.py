@@ -26,10 +26,12 @@ _SUFFIX_LENGTH = 26
 
 def new_id(prefix: str) -> str:
     """A new id such as ``node_01h455vb4pex5vsknk084sn02q``."""
-    unix_ms = time.time_ns() // 1_000_000
+    unix_ms, rest_ns = divmod(time.time_ns(), 1_000_000)
     value = (unix_ms & (2**48 - 1)) << 80
     value |= 0x7 << 76
-    value |= secrets.randbits(12) << 64
+    # A quarter of a microsecond, so that ids of one millisecond sort too (RFC 9562 section 6.2,
+    # method 3): which of two operations is the newer one is read from their ids.
+    value |= (rest_ns * 4096 // 1_000_000) << 64
     value |= 0b10 << 62
     value |= secrets.randbits(62)
     digits: list[str] = []
