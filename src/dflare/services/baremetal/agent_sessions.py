@@ -148,14 +148,19 @@ class AgentSessions:
             tasks.create_task(self._refresh())
 
     async def open(self, wanted: Sequence[tuple[str, str, str]]) -> dict[str, Conversation]:
-        """Sessions by node for (id, node, operation); those that do not exist are opened."""
-        missing = [key for key in wanted if key[0] not in self._by_id]
+        """Sessions by node for (id, node, operation); those that do not exist are opened.
+
+        One that was closed comes back closed, with what was said in it: a step that is repeated
+        after its end finds it so.
+        """
+        found = {key[0]: self._by_id[key[0]] for key in wanted if key[0] in self._by_id}
+        missing = [key for key in wanted if key[0] not in found]
         if missing:
             rows = [self._new_row(*key) for key in missing]
             async with self._database.transaction(SCHEMA) as session:
                 await session.execute(insert(_table).on_conflict_do_nothing(), rows)
-                await self._load(session, [key[0] for key in missing])
-        return {node_id: self._by_id[id_] for id_, node_id, _ in wanted}
+                found |= await self._load(session, [key[0] for key in missing])
+        return {node_id: found[id_] for id_, node_id, _ in wanted}
 
     async def find(self, ids: Sequence[str]) -> dict[str, Conversation]:
         """Sessions by node among ``ids``, of those that exist."""
@@ -331,24 +336,35 @@ class AgentSessions:
             if changed:
                 await self._load(session, changed)
 
-    async def _load(self, session: AsyncSession, ids: Sequence[str]) -> None:
+    async def _load(self, session: AsyncSession, ids: Sequence[str]) -> dict[str, Conversation]:
         rows = (
             await session.execute(select(_table).where(_table.c.id == func.any(list(ids))))
         ).mappings()
-        for row in rows:
-            self._keep(row)
+        return {row["id"]: self._keep(row) for row in rows}
 
-    def _keep(self, row: RowMapping) -> None:
+    def _keep(self, row: RowMapping) -> Conversation:
         known = self._by_id.get(row["id"])
         if known is not None and self._under_way[known.id] > 0:
             # The row read may lack what is being committed here; the next look has both.
-            return
-        if row["closed_at"] is not None:
+            return known
+        fresh = self._conversation(row)
+        if fresh.closed:
             if known is not None:
                 self._forget(known)
-            return
+            return known or fresh
+        if known is None:
+            self._by_id[fresh.id] = fresh
+            self._by_token[row["agent_digest"]] = (fresh.id, "agent")
+            self._by_token[row["phone_digest"]] = (fresh.id, "phone")
+            return fresh
+        for name in ("round", "booted_at", "boot_id", "serial", "task", "done", "up", "version"):
+            setattr(known, name, getattr(fresh, name))
+        known.notify()
+        return known
+
+    def _conversation(self, row: RowMapping) -> Conversation:
         tokens = orjson.loads(self._sealer.open(f"{row['id']}/tokens", row["tokens_sealed"]))
-        fresh = Conversation(
+        return Conversation(
             id=row["id"],
             node_id=row["node_id"],
             operation_id=row["operation_id"],
@@ -361,17 +377,9 @@ class AgentSessions:
             task=self._task(row),
             done=dict(row["done"]),
             up=row["up"],
-            closed=False,
+            closed=row["closed_at"] is not None,
             version=row["version"],
         )
-        if known is None:
-            self._by_id[fresh.id] = fresh
-            self._by_token[row["agent_digest"]] = (fresh.id, "agent")
-            self._by_token[row["phone_digest"]] = (fresh.id, "phone")
-            return
-        for name in ("round", "booted_at", "boot_id", "serial", "task", "done", "up", "version"):
-            setattr(known, name, getattr(fresh, name))
-        known.notify()
 
     def _task(self, row: RowMapping) -> AgentTask | None:
         if row["task_id"] is None or row["task_sealed"] is None:
