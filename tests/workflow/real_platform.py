@@ -15,7 +15,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from sagakit import Sabotaged, Saboteur
+from sagakit import Disturbance, Sabotaged, Saboteur
 from sqlalchemy import func, select, union_all
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -60,20 +60,25 @@ _BASE = IPv4Address("127.68.0.0")
 
 @dataclass
 class Saboteurs:
-    """One saboteur a project: each case disturbs its own order alone."""
+    """Saboteurs by project: each case disturbs its own order alone, at one or more steps."""
 
     database: Database
-    by_project: dict[str, Saboteur] = field(default_factory=dict)
+    by_project: dict[str, list[Saboteur]] = field(default_factory=dict)
 
-    def of(self, project_id: str | None) -> Saboteur:
-        """The saboteur of a project; one that does nothing for nobody's operations."""
-        if project_id is None:
-            return Saboteur(self.database, SCHEMAS)
-        return self.by_project.setdefault(project_id, Saboteur(self.database, SCHEMAS))
+    def begin(self, project_id: str, disturbances: Sequence[Disturbance]) -> list[Saboteur]:
+        """From now on do this, and nothing else, to what a project orders."""
+        saboteurs = [Saboteur(self.database, SCHEMAS, active) for active in disturbances]
+        self.by_project[project_id] = saboteurs
+        return saboteurs
+
+    def of(self, call: StepCall) -> list[Saboteur]:
+        """Who disturbs a call."""
+        return self.by_project.get(call.project_id or "", [])
 
     async def cut(self, point: CutPoint, call: StepCall) -> None:
         """The hook of ``StepRunner``."""
-        await self.of(call.project_id).cut(point, call)
+        for saboteur in self.of(call):
+            await saboteur.cut(point, call)
 
 
 @dataclass
@@ -91,8 +96,10 @@ class _Step:
         return await self.inner.load(session, call, targets)
 
     async def act(self, call: StepCall, loaded: Any, targets: list[str]) -> dict[str, Outcome]:
-        sabotaged = Sabotaged(self.inner, self.saboteurs.of(call.project_id))
-        return await sabotaged.act(call, loaded, targets)
+        step = self.inner
+        for saboteur in self.saboteurs.of(call):
+            step = Sabotaged(step, saboteur)
+        return await step.act(call, loaded, targets)
 
     async def record(
         self, session: AsyncSession, call: StepCall, loaded: Any, outcomes: dict[str, Outcome]

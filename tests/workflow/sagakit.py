@@ -301,16 +301,29 @@ async def check_disturbance(
 ) -> Final:
     """Run an order under `disturbance` and assert what DESIGN section 9 promises."""
     final = await bench.run(disturbance)
+    world = bench.world
+    check_final(world.plan, undisturbed, await world.untouched(), disturbance, final)
+    return final
+
+
+def check_final(
+    plan: Plan, undisturbed: Final, untouched: Any, disturbance: Disturbance, final: Final
+) -> None:
+    """Assert what DESIGN section 9 promises of an order that went through `disturbance`."""
     assert final.hits > 0, f"{disturbance}: the step was never reached"
     if disturbance.kind in RECOVERED and not disturbance.undoing:
-        assert (final.state, final.snapshot) == (undisturbed.state, undisturbed.snapshot), (
-            f"{disturbance}: {final.reason}"
-        )
+        assert final.state is undisturbed.state, f"{disturbance}: {final.reason}"
+        _check_snapshot(disturbance, final, undisturbed.snapshot)
     elif final.state in (OperationState.FAILED, OperationState.CANCELLED):
-        assert final.snapshot == await bench.world.untouched(), f"{disturbance}: {final.reason}"
+        _check_snapshot(disturbance, final, untouched)
     else:
-        _check_went_on(bench.world.plan, undisturbed, disturbance, final)
-    return final
+        _check_went_on(plan, undisturbed, disturbance, final)
+
+
+def _check_snapshot(disturbance: Disturbance, final: Final, expected: Any) -> None:
+    assert final.snapshot == expected, (
+        f"{disturbance}: {final.reason}\n  is {final.snapshot}\n  must be {expected}"
+    )
 
 
 def _check_went_on(plan: Plan, undisturbed: Final, disturbance: Disturbance, final: Final) -> None:
@@ -323,7 +336,7 @@ def _check_went_on(plan: Plan, undisturbed: Final, disturbance: Disturbance, fin
         assert final.state is OperationState.SUCCEEDED
         assert step.replaceable or step.quarantine, f"{disturbance}: nothing could replace it"
         if step.replaceable:
-            assert final.snapshot == undisturbed.snapshot, f"{disturbance}: {final.reason}"
+            _check_snapshot(disturbance, final, undisturbed.snapshot)
 
 
 @asynccontextmanager
