@@ -155,7 +155,7 @@ async def test_an_allocation_that_was_withdrawn_cannot_be_attached_again(
     await still.done("network.attach@1", "clu_a", ["n0", "n1"])
     await still.done("network.detach@1", "clu_a", ["n0"])
     report = await still.step("network.attach@1", "clu_a", ["n0"], generation=2)
-    assert "older one" in report.failed["n0"]
+    assert "were closed for this order" in report.failed["n0"]
 
 
 async def test_an_older_epoch_opens_no_intent(still: NetworkSite) -> None:
