@@ -15,7 +15,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from dflare.kit import feed, feed_tables
 from dflare.kit.db import Database
 from dflare.kit.errors import GoneError
-from dflare.kit.feed import FeedEntry, FeedSignal, advance, copy_events, read_feed, run_projection
+from dflare.kit.feed import (
+    FeedEntry,
+    FeedSignal,
+    Follower,
+    advance,
+    copy_events,
+    head_position,
+    read_feed,
+    run_projection,
+)
 from dflare.kit.outbox import Event, emit
 from dflare.kit.tables import KitTables
 from dflare.services.clusters.tables import KIT as CLUSTERS
@@ -295,6 +304,41 @@ async def test_of_two_processes_that_read_the_same_batch_one_applies_it(
         await worker.dispose()
     assert sorted(applied) == [0, 1]
     assert await counted(database) == 1
+
+
+async def stored_cursor(database: Database) -> int:
+    table = METERING.feed_cursor
+    async with database.transaction("metering") as session:
+        query = select(table.c.position).where(table.c.consumer == Count.name)
+        return (await session.execute(query)).scalar() or 0
+
+
+async def test_noise_moves_the_stored_cursor_late_and_the_next_event_at_once(
+    database: Database,
+) -> None:
+    follower, count = Follower(database, Count(), store_every_s=3600), 0
+    await change(database, CLUSTERS, "res_a")
+    await drain(database)
+    count += await follower.advance()
+    at_event = await stored_cursor(database)
+    await change(database, CLUSTERS, "noise", "other")
+    await drain(database)
+    count += await follower.advance()
+    assert (count, await stored_cursor(database)) == (1, at_event)
+
+    await change(database, CLUSTERS, "res_a")
+    await drain(database)
+    count += await follower.advance()
+    assert (count, await stored_cursor(database)) == (2, await head_position(database))
+
+    hasty = Follower(database, Count(), store_every_s=0)
+    await change(database, CLUSTERS, "noise", "other")
+    await drain(database)
+    assert await hasty.advance() == 0
+    assert await stored_cursor(database) == await head_position(database)
+    assert await follower.advance() == 0
+    assert await follower.advance() == 0
+    assert await counted(database) == 2
 
 
 async def test_a_batch_that_fails_moves_no_cursor(database: Database) -> None:

@@ -25,6 +25,8 @@ from dflare.kit.telemetry import log
 COPY_BATCH = 1_000
 READ_BATCH = 500
 CHANNEL = "dflare_feed"
+STORE_EVERY_S = 10.0
+"""How late the stored cursor of a projection may be over events that are not for it."""
 
 _COPIED = (
     "type",
@@ -194,32 +196,74 @@ class Projection(Protocol):
         ...
 
 
+class Follower:
+    """Folds the log into one projection, and remembers between looks where it is.
+
+    A stretch of the log without an event for it moves the stored cursor late: at the next event
+    that it folds, or after ``store_every_s``. Several processes may follow for one projection: a
+    batch is folded by whoever moves the stored cursor.
+    """
+
+    def __init__(
+        self, database: Database, projection: Projection, store_every_s: float = STORE_EVERY_S
+    ) -> None:
+        self._database = database
+        self._projection = projection
+        self._store_every_s = store_every_s
+        self._stored: int | None = None
+        self._seen = 0
+        self._store_at = 0.0
+
+    async def advance(self) -> int:
+        """Fold one batch; returns how many events were applied."""
+        if self._stored is None:
+            self._stored = self._seen = await self._read_cursor()
+        entries, position = await read_feed(
+            self._database, self._seen, types=self._projection.types
+        )
+        if position == self._stored:
+            return 0
+        now = asyncio.get_running_loop().time()
+        if not entries and now < self._store_at:
+            self._seen = position
+            return 0
+        if not await self._fold(entries, self._stored, position):
+            # Another process was first, or where the cursor stands is not known any more.
+            self._stored = None
+            return 0
+        self._stored = self._seen = position
+        self._store_at = now + self._store_every_s
+        return len(entries)
+
+    async def _read_cursor(self) -> int:
+        projection = self._projection
+        cursor = projection.kit.feed_cursor
+        async with self._database.transaction(projection.kit.schema) as session:
+            query = select(cursor.c.position).where(cursor.c.consumer == projection.name)
+            return await session.scalar(query) or 0
+
+    async def _fold(self, entries: Sequence[FeedEntry], before: int, position: int) -> bool:
+        projection = self._projection
+        cursor = projection.kit.feed_cursor
+        async with self._database.transaction(projection.kit.schema) as session:
+            await session.execute(
+                insert(cursor).values(consumer=projection.name, position=0).on_conflict_do_nothing()
+            )
+            moved = await session.execute(
+                update(cursor)
+                .where(cursor.c.consumer == projection.name, cursor.c.position == before)
+                .values(position=position)
+                .returning(cursor.c.position)
+            )
+            if moved.first() is None:
+                return False
+            await projection.apply(session, entries)
+        return True
+
+
 async def advance(database: Database, projection: Projection) -> int:
     """Fold one batch; returns how many events were applied. Safe to run in several processes."""
-    cursor = projection.kit.feed_cursor
-    async with database.transaction(projection.kit.schema) as session:
-        before = (
-            await session.scalar(
-                select(cursor.c.position).where(cursor.c.consumer == projection.name)
-            )
-        ) or 0
-    entries, position = await read_feed(database, before, types=projection.types)
-    if position == before:
-        return 0
-    async with database.transaction(projection.kit.schema) as session:
-        await session.execute(
-            insert(cursor).values(consumer=projection.name, position=0).on_conflict_do_nothing()
-        )
-        moved = await session.execute(
-            update(cursor)
-            .where(cursor.c.consumer == projection.name, cursor.c.position == before)
-            .values(position=position)
-            .returning(cursor.c.position)
-        )
-        if moved.first() is None:
-            return 0
-        await projection.apply(session, entries)
-    return len(entries)
+    return await Follower(database, projection, store_every_s=0).advance()
 
 
 # asyncpg ships no complete types; its edge is here.
@@ -269,10 +313,11 @@ class FeedSignal:
 
 async def run_projection(database: Database, signal: FeedSignal, projection: Projection) -> None:
     """Keep a projection current until cancelled."""
+    follower = Follower(database, projection)
     while True:
         mark = signal.mark()
         try:
-            applied = await advance(database, projection)
+            applied = await follower.advance()
         except Exception as error:
             log.exception("projection_failed", projection=projection.name, error=str(error))
             await asyncio.sleep(1)
