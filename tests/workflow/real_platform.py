@@ -8,7 +8,7 @@ nodes that its order could have.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
@@ -25,9 +25,10 @@ from dflare.apps import relay, site_worker, worker
 from dflare.apps.process import Process, running_process
 from dflare.apps.wiring import ORDERING, SCHEMAS, Platform
 from dflare.embedded.secret_files import ensure_master_key
+from dflare.kit import feed_tables
 from dflare.kit.clock import SystemClock
 from dflare.kit.db import Database
-from dflare.kit.feed import head_position
+from dflare.kit.feed import Projection, head_position, read_feed
 from dflare.kit.idempotency import request_key
 from dflare.kit.ids import new_id
 from dflare.kit.migrations import upgrade_all
@@ -54,7 +55,7 @@ from simulator import SimHandle, free_ports, simulator
 
 LANES, NODES_IN_LANE, ORDERED = 6, 5, 2
 DEADLINE_S = 120
-_POLL_S = 0.03
+_POLL_S = 0.1
 _BASE = IPv4Address("127.68.0.0")
 
 
@@ -140,7 +141,7 @@ class RealPlatform:
     nodes: BaremetalService
     saboteurs: Saboteurs
     processes: Sequence[Process]
-    consumers: Sequence[tuple[KitTables, str]]
+    projections: Sequence[Projection]
     lanes: Sequence[Lane]
     site_id: str = ""
     node_ids: dict[str, str] = field(default_factory=dict)
@@ -199,14 +200,17 @@ class RealPlatform:
                 return (await connection.execute(query)).first() is None
 
         async def folded() -> bool:
-            for kit, consumer in self.consumers:
-                cursor = kit.feed_cursor
-                async with self.database.transaction(kit.schema) as session:
-                    at = await session.scalar(
-                        select(cursor.c.position).where(cursor.c.consumer == consumer)
-                    )
-                if (at or 0) < head:
+            while left:
+                entries, _ = await read_feed(
+                    self.database,
+                    await self._cursor(left[0]),
+                    types=left[0].types,
+                    condition=feed_tables.log.c.position <= head,
+                    limit=1,
+                )
+                if entries:
                     return False
+                left.pop(0)
             return True
 
         now = SystemClock().now()
@@ -218,13 +222,20 @@ class RealPlatform:
         )
         assert await self.until(relayed, DEADLINE_S), "events were not relayed"
         head = await head_position(self.database)
+        left = list(self.projections)
         assert await self.until(folded, DEADLINE_S), "read models did not fold the events"
+
+    async def _cursor(self, projection: Projection) -> int:
+        cursor = projection.kit.feed_cursor
+        async with self.database.transaction(projection.kit.schema) as session:
+            query = select(cursor.c.position).where(cursor.c.consumer == projection.name)
+            return await session.scalar(query) or 0
 
 
 @asynccontextmanager
 async def real_platform(
     database_url: str, temporal_address: str, folder: Path
-) -> AsyncIterator[RealPlatform]:
+) -> AsyncGenerator[RealPlatform]:
     """Everything started, the site declared and enrolled, a project with its limit a lane."""
     document, config, lanes = _site()
     await upgrade_all(database_url, migrate.locations())
@@ -264,7 +275,7 @@ async def real_platform(
             nodes=BaremetalService(*common, orchestrator),
             saboteurs=saboteurs,
             processes=(central, at_site, forwarding),
-            consumers=[(one.kit, one.name) for one in platforms[0].projections()],
+            projections=platforms[0].projections(),
             lanes=lanes,
         )
         await _enrol(platform, SiteService(*common, orchestrator))
