@@ -5,7 +5,6 @@ disks, and the walk over the programmed fabric.
 """
 
 import asyncio
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,7 +15,6 @@ from running_platform import PlatformHandle, Tenant
 
 CENT = Decimal("0.01")
 POOL_DEADLINE_S = 90
-CLOSE_DEADLINE_S = 60
 NEVER = datetime.min.replace(tzinfo=UTC)
 
 
@@ -72,7 +70,7 @@ async def live_through(
     platform: PlatformHandle, orders: Sequence[Order], deadline_s: float = 120
 ) -> Story:
     """Order for all tenants at once, write secrets, release all at once, wait for the pools."""
-    reach_before = await _reach_once_closed(platform)
+    reach_before = await platform.sim.reachability()
     tenants = [
         await platform.tenant(order.tenant, {order.node_type: order.count}) for order in orders
     ]
@@ -100,22 +98,6 @@ async def live_through(
     story.node_states_after = [node["state"] for node in await platform.nodes()]
     story.pools_after = await _until_free(platform)
     return story
-
-
-async def _reach_once_closed(platform: PlatformHandle) -> dict[str, Any]:
-    """Who reaches whom before the first order. Enrolment does not wait for the fabric, which
-    closes the ports of a new site at its own pace; what is left open at the deadline is returned.
-    """
-    reach = await platform.sim.reachability()
-
-    async def closed() -> bool:
-        nonlocal reach
-        reach = await platform.sim.reachability()
-        return not reach["ethernet"] and not reach["infiniband"]
-
-    with contextlib.suppress(TimeoutError):
-        await platform.until(closed, CLOSE_DEADLINE_S)
-    return reach
 
 
 async def _take(

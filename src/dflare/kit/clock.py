@@ -45,9 +45,14 @@ class ManualClock:
         await asyncio.sleep(0)
 
 
-def hardware_timeout_s(site_seconds: float, speed: float) -> float:
+HARDWARE_FLOOR_PER_TARGET_S = 0.25
+"""Wall seconds more for each target of a step: a fast clock makes no computer faster."""
+
+
+def hardware_timeout_s(site_seconds: float, speed: float, targets: int = 0) -> float:
     """Wall seconds to grant hardware that needs ``site_seconds`` of its site's clock.
 
     ``speed`` is site seconds per wall second: 1 for real sites, up to 600 for simulated ones.
     """
-    return max(HARDWARE_FLOOR_S, site_seconds / speed)
+    floor_s = HARDWARE_FLOOR_S + targets * HARDWARE_FLOOR_PER_TARGET_S
+    return max(floor_s, site_seconds / speed)

@@ -103,8 +103,9 @@ class OperationActivities:
         )
         return tuple(rows)
 
-    def _deadline_at(self, start: datetime, site_seconds: float) -> datetime:
-        return start + timedelta(seconds=hardware_timeout_s(site_seconds, self.speed))
+    def _deadline_at(self, start: datetime, site_seconds: float, targets: int = 0) -> datetime:
+        timeout_s = hardware_timeout_s(site_seconds, self.speed, targets)
+        return start + timedelta(seconds=timeout_s)
 
     async def begin_step(self, begin: calls.BeginStep) -> calls.StepBegun:
         """Mark a step as running (or undoing) and say what to do.
@@ -139,7 +140,8 @@ class OperationActivities:
         return calls.StepBegun(
             action="run",
             deadline_at=max(
-                self._deadline_at(started, deadline_s), now + timedelta(seconds=HARDWARE_FLOOR_S)
+                self._deadline_at(started, deadline_s, _total(row, step.on)),
+                now + timedelta(seconds=HARDWARE_FLOOR_S),
             ),
         )
 

@@ -346,7 +346,11 @@ class Close:
         self._waiting.signals.wake(loaded.devices)
 
         async def look(session: AsyncSession, todo: Sequence[str]) -> Looks:
-            return await _drained(session, todo, None)
+            # A node whose declaration has not arrived here has no rows that could be unmet.
+            declared = await repository.nodes_with_ports(session, todo)
+            unknown = Outcome("pending", "its ports are not declared here yet")
+            looks: Looks = {node: (unknown, ()) for node in todo if node not in declared}
+            return looks | await _drained(session, [n for n in todo if n in declared], None)
 
         return await self._waiting.until(call, targets, look)
 

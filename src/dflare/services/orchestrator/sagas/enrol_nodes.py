@@ -11,6 +11,9 @@ ENROL_NODES = Plan(
             deadline_s=600,
             undo="orchestrator.unclaim@1",
         ),
+        # No undo: closed is how the ports of a node in nobody's hands stay. It comes before the
+        # pool, so that no node can be given away while a fabric still holds it open.
+        PlannedStep(name="network.close@1", deadline_s=1800, quarantine="baremetal.set_aside@1"),
         # No undo: nothing of an inventory can be taken back. A server that is not what was declared
         # is set aside with the difference, and the others go on.
         PlannedStep(
