@@ -25,9 +25,14 @@ class Erase(NodeStep):
     name = "baremetal.erase@1"
 
     def admit(self, row: Node, call: StepCall) -> Outcome | None:
-        """See ``NodeStep.admit``; only an operator's cleaning leaves quarantine."""
+        """See ``NodeStep.admit``; only an operator's cleaning leaves quarantine.
+
+        An undo has nothing left to do there: the node stays dirty and set aside, and its order can
+        end, without which no operator could let the node be cleaned.
+        """
         if row.state == NodeState.QUARANTINE and call.ordering_service != SCHEMA:
-            return Outcome("failed", f"the node is in quarantine ({row.reason})")
+            reason = f"the node is in quarantine ({row.reason})"
+            return Outcome("done" if call.undoing else "failed", reason)
         return super().admit(row, call)
 
     def entering_state(self, row: Node, call: StepCall) -> NodeState | None:
