@@ -322,9 +322,11 @@ async def end_allocations(
     if not allocations:
         return
     for one in allocations:
+        released = one.state == AllocationState.RELEASING
         domain.move(one, AllocationState.ENDED, now, reason=reason)
-        if one.usage_from is not None and one.usage_to is None:
-            # An order that is undone after a part of its hand-over is not billed.
+        if one.usage_from is not None and not (released and one.usage_to):
+            # An order that is undone after a part of its hand-over is not billed, whatever else
+            # (quarantine) ended its usage meanwhile.
             one.usage_to = one.usage_from
     await save_allocations(session, allocations, now)
     await count_quota(session, allocations, -1)
