@@ -1,6 +1,6 @@
 """What `dflare up` was asked for, handed to the supervisor in `run/options.json`."""
 
-import os
+import secrets
 from enum import StrEnum
 from pathlib import Path
 
@@ -45,7 +45,7 @@ class UpOptions(BaseModel):
 
     def write(self, path: Path) -> None:
         """Keeps the options; closed to others because a database URL holds a password."""
-        staged = path.with_suffix(f".{os.getpid()}.new")
+        staged = path.with_suffix(f".{secrets.token_hex(4)}.new")
         staged.touch(mode=0o600)
         staged.write_text(self.model_dump_json(indent=2) + "\n")
         staged.replace(path)

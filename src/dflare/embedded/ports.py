@@ -1,8 +1,8 @@
 """Free loopback ports: chosen once, kept, and explained when somebody else took one."""
 
 import json
-import os
 import random
+import secrets
 import socket
 from collections.abc import Iterable
 from pathlib import Path
@@ -95,7 +95,7 @@ class PortBook:
 
     def save(self) -> None:
         """Writes the book whole or not at all."""
-        staged = self._path.with_suffix(f".{os.getpid()}.new")
+        staged = self._path.with_suffix(f".{secrets.token_hex(4)}.new")
         staged.write_text(json.dumps(self._ports, indent=2, sort_keys=True) + "\n")
         staged.replace(self._path)
 

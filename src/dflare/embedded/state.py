@@ -1,6 +1,6 @@
 """What the supervisor tells about itself in `run/state.json`."""
 
-import os
+import secrets
 from enum import StrEnum
 from pathlib import Path
 
@@ -83,6 +83,6 @@ def read_state(path: Path) -> SupervisorState | None:
 
 def write_state(path: Path, state: SupervisorState) -> None:
     """Replaces the file whole, so that no reader meets half of it. Raises `OSError`."""
-    staged = path.with_suffix(f".{os.getpid()}.new")
+    staged = path.with_suffix(f".{secrets.token_hex(4)}.new")
     staged.write_text(state.model_dump_json(indent=2) + "\n")
     staged.replace(path)
