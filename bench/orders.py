@@ -102,6 +102,14 @@ async def ended(platform: PlatformHandle, operation: Mapping[str, Any]) -> Mappi
     raise SystemExit(f"{operation['id']} did not end within {ORDER_DEADLINE_S} s")
 
 
+async def _create(platform: PlatformHandle, tenant: Tenant, size: int) -> Mapping[str, Any]:
+    return await ended(platform, await platform.order(tenant, f"n{size}", "h100-8", size))
+
+
+async def _release(platform: PlatformHandle, tenant: Tenant, size: int) -> Mapping[str, Any]:
+    return await ended(platform, await platform.release(tenant, f"n{size}"))
+
+
 async def _run() -> None:
     async with running_platform(PlatformWish(nodes=SITE_NODES)) as platform:
         began = time.perf_counter()
@@ -110,26 +118,22 @@ async def _run() -> None:
         tenant = await platform.tenant("bench", {"h100-8": SITE_NODES})
         created: list[Mapping[str, Any]] = []
         released: list[Mapping[str, Any]] = []
-        reads: list[float] = []
-        lag: Mapping[str, float] = {}
         for size in SIZES:
-            name = f"n{size}"
-            load = await _read_load(platform, tenant) if size == SIZES[-1] else None
-            order = await platform.order(tenant, name, "h100-8", size)
-            created.append(await ended(platform, order))
-            if load is not None:
-                lag = await _lag(platform)
-                reads = await _stop(load)
-            release = await platform.release(tenant, name)
-            released.append(await ended(platform, release))
+            created.append(await _create(platform, tenant, size))
+            released.append(await _release(platform, tenant, size))
+        load = await _read_load(platform, tenant)
+        under_reads = await _create(platform, tenant, SIZES[-1])
+        lag = await _lag(platform)
+        reads = await _stop(load)
         print(step_table("Order of n bare nodes, hardware time 0", created, SIZES))
         print(step_table("Release of n bare nodes, hardware time 0", released, SIZES))
         print(
             table(
                 f"Point reads at {READS_PER_S}/s while {SIZES[-1]} nodes are ordered",
-                ["reads", "p50", "p99", "max", "gateway loop lag p99", "loop lag max"],
+                ["order", "reads", "p50", "p99", "max", "gateway loop lag p99", "loop lag max"],
                 [
                     [
+                        seconds(whole_seconds(under_reads)),
                         len(reads),
                         f"{percentile(reads, 0.5) * 1000:.1f} ms",
                         f"{percentile(reads, 0.99) * 1000:.1f} ms",
