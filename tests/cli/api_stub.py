@@ -5,6 +5,7 @@ import base64
 import hashlib
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -356,6 +357,8 @@ class Cli:
         process = subprocess.Popen(
             [sys.executable, "-m", "dflare.cli.main", *arguments],
             env={**os.environ, **given},
+            # A suite started in the background has SIGINT ignored, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
