@@ -13,8 +13,7 @@ PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
 
 # Options for `dflare up`, for example UP="--nodes 128 --hardware-time zero".
 UP ?=
-# Test processes at a time; each has its own PostgreSQL and Temporal. Tests of one file stay together,
-# in the order of the folders: those of whole platforms are few, slow, and so come early.
+# Test processes at a time; each has its own PostgreSQL and Temporal. Tests of one file stay together.
 JOBS ?= 2
 DIST ?= loadfile
 # Further arguments of pytest, for example T="tests/site -k broken".
@@ -36,7 +35,7 @@ down: $(STAMP) ## stop everything
 	@$(BIN)/dflare down
 
 test: $(STAMP) ## run the tests
-	@$(BIN)/pytest -m "not lab and not chaos" -n $(JOBS) --dist $(DIST) --no-loadscope-reorder $(T)
+	@$(BIN)/pytest -m "not lab and not chaos" -n $(JOBS) --dist $(DIST) $(T)
 
 test-lab: $(STAMP) ## run the tests that need real parts
 	@$(BIN)/pytest -m lab $(T)
