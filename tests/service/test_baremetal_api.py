@@ -102,6 +102,7 @@ async def test_passwords_are_sealed_in_the_store_and_masked_in_answers(
 async def test_declaring_the_same_again_changes_nothing(
     api: httpx.AsyncClient, site: BaremetalSite
 ) -> None:
+    await _put(api, site.document)
     before = len(await site.events("node.declared"))
     answer = await _put(api, site.document)
     assert answer.status_code == 200
