@@ -11,7 +11,7 @@ SIZED_SUFFIXES = {".py", ".ts", ".tsx"}
 SIZED_FOLDERS = ("src/", "tests/", "bench/", "portal/src/", ".ci/")
 FORBIDDEN_STEMS = {"utils", "helpers", "common", "manager"}
 LOCK_NAMES = re.compile(r"(\.lock|package-lock\.json)$")
-GENERATED = re.compile(r"/(generated|migrations/versions)/")
+GENERATED = re.compile(r"/generated/")
 ADDRESS = re.compile(r"[a-z]+://|--index-url|--find-links|\"resolved\"")
 
 
