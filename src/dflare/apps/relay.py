@@ -34,7 +34,8 @@ Answer = TypeVar("Answer")
 
 
 class RelaySettings(Settings):
-    """Settings of the relay. Seconds are of wall time."""
+    """Settings of the relay. Times are wall time. ``keep_relayed_hours`` is how long an outbox
+    keeps what the log has, ``keep_answers_hours`` how long an idempotency key is known."""
 
     prefix: ClassVar[str] = "DFLARE_RELAY_"
 
@@ -42,6 +43,8 @@ class RelaySettings(Settings):
     sweep_every_s: float = 2.0
     expire_every_s: float = 5.0
     keep_events_days: float = 30.0
+    keep_relayed_hours: float = 1.0
+    keep_answers_hours: float = 24.0
     lease_s: float = 4.0
 
 
@@ -169,7 +172,12 @@ async def serve(process: Process) -> None:
         ),
         sweeper=Sweeper(process.database, process.temporal, schemas, process.clock),
         retention=Retention(
-            process.database, schemas, process.clock, timedelta(days=settings.keep_events_days)
+            process.database,
+            schemas,
+            process.clock,
+            keep=timedelta(days=settings.keep_events_days),
+            keep_relayed=timedelta(hours=settings.keep_relayed_hours),
+            keep_answers=timedelta(hours=settings.keep_answers_hours),
         ),
         settings=settings,
         schemas=schemas,
