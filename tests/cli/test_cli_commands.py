@@ -147,7 +147,7 @@ def test_an_order_is_repeated_with_one_key_where_the_connection_breaks(
 
 def test_an_order_is_given_up_after_three_repeats(cli: Any, flaky: Any) -> None:
     proxy = flaky(10)
-    result = cli("cluster", "delete", "a", "-y", DFLARE_CLI_URL=proxy.url)
+    result = cli("cluster", "create", "a", "-n1", "-tx", DFLARE_CLI_URL=proxy.url)
     assert result.exit_code == 5
     assert len(proxy.seen) == 4
 
@@ -211,12 +211,23 @@ def test_a_dry_run_shows_price_and_placement_and_orders_nothing(stub: Any, cli: 
 
 
 def test_deleting_asks_and_without_a_terminal_wants_yes(stub: Any, cli: Any) -> None:
-    stub.answer("DELETE", f"{CLUSTERS}/a", JSONResponse(ACCEPTED, 202))
+    stub.answer("GET", f"{CLUSTERS}/a", CLUSTER)
+    stub.answer("DELETE", f"{CLUSTERS}/clu_1", JSONResponse(ACCEPTED, 202))
     result = cli("cluster", "delete", "a")
     assert result.exit_code == 2
     assert "next: Add --yes." in result.stderr
-    assert stub.asked("DELETE", f"{CLUSTERS}/a") == []
+    assert stub.asked("DELETE", f"{CLUSTERS}/clu_1") == []
     assert cli("cluster", "delete", "a", "--yes").exit_code == 0
+
+
+def test_what_is_deleted_is_what_was_looked_at(stub: Any, cli: Any) -> None:
+    stub.answer("GET", f"{CLUSTERS}/a", JSONResponse(CLUSTER, headers={"ETag": '"clu_1-7"'}))
+    changed = refusal(412, detail="the resource is at version 8", next_step="Read it again.")
+    stub.answer("DELETE", f"{CLUSTERS}/clu_1", changed)
+    result = cli("cluster", "delete", "a", "--yes")
+    assert (result.exit_code, "next: Read it again." in result.stderr) == (1, True)
+    ((_, headers, _),) = stub.asked("DELETE", f"{CLUSTERS}/clu_1")
+    assert headers["if-match"] == '"clu_1-7"'
 
 
 def test_a_cluster_is_found_by_id_without_a_project(stub: Any, cli: Any) -> None:

@@ -89,6 +89,27 @@ async def test_declaring_a_site_orders_the_enrolment_of_its_nodes(
     assert all(len(node.infiniband) == 8 for node in nodes)
 
 
+async def test_a_document_made_from_an_older_version_is_refused(
+    api: httpx.AsyncClient, site: BaremetalSite
+) -> None:
+    absent = render_site(site.document.model_copy(update={"name": "elsewhere"}))
+    new = await api.put("/v1/sites/elsewhere", content=absent, headers={"If-Match": "*"})
+    assert (new.status_code, "Leave If-Match out" in new.json()["next_step"]) == (412, True)
+    assert (await api.get("/v1/sites/elsewhere")).status_code == 404
+    await _put(api, site.document)
+    old = {"If-Match": (await api.get("/v1/sites/demo")).headers["etag"]}
+    changed = site.document.model_copy(update={"description": "changed by another operator"})
+    assert (await _put(api, changed, headers=old)).status_code == 200
+    mine = site.document.model_copy(update={"description": "changed by me"})
+    for more in ({}, {"dry_run": "true"}):
+        refused = await _put(api, mine, headers=old, params=more)
+        assert (refused.status_code, bool(refused.json()["next_step"])) == (412, True)
+    shown = await api.get("/v1/sites/demo")
+    assert shown.json()["description"] == "changed by another operator"
+    again = await _put(api, site.document, headers={"If-Match": shown.headers["etag"]})
+    assert again.status_code == 200
+
+
 async def test_passwords_are_sealed_in_the_store_and_masked_in_answers(
     api: httpx.AsyncClient, site: BaremetalSite
 ) -> None:

@@ -186,6 +186,28 @@ async def test_who_may_not_see_gets_404_and_who_may_only_see_gets_403(
     assert (await keys.member.get(f"{path}/mine")).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("ssh-keys", {"name": "mine", "public_key": ed25519()}),
+        ("user-data", {"name": "mine", "text": USER_DATA}),
+    ],
+)
+async def test_a_removal_of_what_was_read_spares_a_later_one_of_its_name(
+    keys: Keys, kind: str, body: dict[str, str]
+) -> None:
+    path = f"{PROJECT}/{kind}"
+    assert (await keys.member.post(path, json=body)).status_code == 201
+    old = {"If-Match": (await keys.member.get(f"{path}/mine")).headers["etag"]}
+    await keys.member.delete(f"{path}/mine")
+    assert (await keys.member.post(path, json=body)).status_code == 201
+    refused = await keys.member.delete(f"{path}/mine", headers=old)
+    assert (refused.status_code, bool(refused.json()["next_step"])) == (412, True)
+    new = {"If-Match": (await keys.member.get(f"{path}/mine")).headers["etag"]}
+    assert (await keys.viewer.delete(f"{path}/mine", headers=old)).status_code in {403, 404}
+    assert (await keys.member.delete(f"{path}/mine", headers=new)).status_code == 204
+
+
 async def test_user_data_stands_nowhere_in_clear_and_reaches_the_nodes_sealed(keys: Keys) -> None:
     made = await keys.member.post(f"{PROJECT}/user-data", json={"name": "join", "text": USER_DATA})
     assert (made.status_code, made.json()["text"]) == (201, None)

@@ -302,6 +302,52 @@ async def test_a_release_closes_at_its_request_and_a_second_one_is_told(shop: Sh
     assert await shop.count(KIT.operation) == 2
 
 
+async def test_a_release_of_what_was_read_is_refused_once_it_is_something_else(
+    shop: Shop,
+) -> None:
+    member = shop.calls(MEMBER)
+    await member.post(CLUSTERS, json=order())
+    await shop.set_state("c1", "ready")
+    seen = {"If-Match": (await member.get(f"{CLUSTERS}/c1")).headers["etag"]}
+    await shop.set_state("c1", "ready")
+    refused = await member.delete(f"{CLUSTERS}/c1", headers=seen)
+    assert refused.status_code == 412
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert refused.json()["type"].endswith("/precondition-failed")
+    assert "Read it again" in refused.json()["next_step"]
+    assert (await shop.count(KIT.operation), await shop.count(KIT.idempotency)) == (1, 1)
+    now = {"If-Match": (await member.get(f"{CLUSTERS}/c1")).headers["etag"], "Idempotency-Key": "k"}
+    released = await member.delete(f"{CLUSTERS}/c1", headers=now)
+    assert released.status_code == 202
+    repeated = await member.delete(f"{CLUSTERS}/c1", headers=now)
+    assert (repeated.status_code, repeated.json()) == (202, released.json())
+
+
+async def test_a_tag_of_a_cluster_does_not_fit_a_later_one_of_its_name(shop: Shop) -> None:
+    member = shop.calls(MEMBER)
+    tags: list[str] = []
+    for _ in range(2):
+        await member.post(CLUSTERS, json=order())
+        await shop.set_state("c1", "ready")
+        tags.append((await member.get(f"{CLUSTERS}/c1")).headers["etag"])
+        if len(tags) == 1:
+            await shop.set_state("c1", "deleted")
+    old = await member.delete(f"{CLUSTERS}/c1", headers={"If-Match": tags[0]})
+    assert old.status_code == 412
+    for tag in (tags[1], "*"):
+        answer = await member.delete(
+            f"{CLUSTERS}/c1", headers={"If-Match": tag, "Idempotency-Key": "k"}
+        )
+        assert answer.status_code == 202
+
+
+async def test_who_may_only_look_is_told_so_before_any_tag_is_compared(shop: Shop) -> None:
+    await shop.calls(MEMBER).post(CLUSTERS, json=order())
+    for caller, wanted in ((VIEWER, 403), (STRANGER, 404)):
+        answer = await shop.calls(caller).delete(f"{CLUSTERS}/c1", headers={"If-Match": '"9"'})
+        assert answer.status_code == wanted
+
+
 async def test_two_releases_at_once_are_one_operation(shop: Shop) -> None:
     member = shop.calls(MEMBER)
     await member.post(CLUSTERS, json=order())

@@ -57,6 +57,13 @@ def test_a_tag_of_the_present_version_passes() -> None:
         check_if_match(header, 7)
 
 
+def test_a_tag_of_another_resource_of_that_name_is_refused() -> None:
+    check_if_match(etag_of(7, "key_1"), 7, "key_1")
+    for other in (etag_of(7, "key_2"), etag_of(7)):
+        with pytest.raises(PreconditionError):
+            check_if_match(other, 7, "key_1")
+
+
 @pytest.mark.parametrize("header", ['"6"', "7", 'W/"7"', "", '"17"'])
 def test_a_tag_of_another_version_is_refused(header: str) -> None:
     with pytest.raises(PreconditionError, match="version 7"):

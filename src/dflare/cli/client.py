@@ -92,9 +92,14 @@ class Api:
         """Every item of a list at once."""
         return list(self.pages(path, **query))
 
-    def order(self, method: str, path: str, body: Any = None, **query: Any) -> Json:
-        """A POST or DELETE that starts an operation; repeating it is safe by its key."""
+    def order(
+        self, method: str, path: str, body: Any = None, *, etag: str | None = None, **query: Any
+    ) -> Json:
+        """A POST or DELETE that starts an operation; repeating it is safe by its key. With the
+        ``etag`` of what was read before, it is refused where that has changed."""
         headers = {"Idempotency-Key": str(uuid.uuid4())}
+        if etag is not None:
+            headers["If-Match"] = etag
         return self._json(self._send(method, path, body, query, headers, repeatable=True))
 
     def change(

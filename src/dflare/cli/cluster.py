@@ -147,10 +147,17 @@ def delete(
 ) -> None:
     """Release a cluster: its disks are erased, its network closed, its usage ends."""
     with Api.of_environment(project) as api:
-        path = _path(api, cluster)
-        confirm(f"Release cluster {cluster} and erase its disks?", yes=yes)
-        operation = api.order("DELETE", path)
-        follow_order(api, operation, output, wait=wait, done=f"Cluster {cluster} is released.")
+        found = api.get(_path(api, cluster))
+        name, count = found["name"], sum(pool["count"] for pool in found["pools"])
+        confirm(
+            f"Release cluster {name} ({_pools_cell(found['pools'])}, {found['state']}) and erase "
+            f"the disks of its {count} nodes?",
+            yes=yes,
+        )
+        # By id and entity tag, so that what is released is what was looked at and agreed to.
+        path = f"/projects/{segment(found['project_id'])}/clusters/{segment(found['id'])}"
+        operation = api.order("DELETE", path, etag=found.get("etag"))
+        follow_order(api, operation, output, wait=wait, done=f"Cluster {name} is released.")
 
 
 def _path(api: Api, cluster: str) -> str:

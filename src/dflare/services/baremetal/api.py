@@ -22,6 +22,9 @@ IdempotencyKey = Annotated[
     str | None,
     Header(alias="Idempotency-Key", max_length=255, description="The same key: the same order"),
 ]
+IfMatch = Annotated[
+    str | None, Header(description="The ETag that was read: refused where it is another by now")
+]
 Authenticate = Callable[..., Awaitable[Principal]]
 
 
@@ -162,6 +165,7 @@ def _site_routes(routes: APIRouter, sites: SiteService, principal: Authenticate)
         caller: Principal = Depends(principal),
         name: str,
         key: IdempotencyKey = None,
+        if_match: IfMatch = None,
         dry_run: Annotated[bool, Query(description="Say what would change")] = False,
     ) -> JSONResponse:
         """Declare a site by its whole document (`docs/how-to/site.md`), as JSON or YAML."""
@@ -174,10 +178,10 @@ def _site_routes(routes: APIRouter, sites: SiteService, principal: Authenticate)
                 next_step="Use the same name in both.",
             )
         if dry_run:
-            status, applied = 200, await sites.preview(caller, document)
+            status, applied = 200, await sites.preview(caller, document, if_match)
         else:
             made = await _request_key(request, caller, key)
-            status, applied = await sites.apply(caller, document, made)
+            status, applied = await sites.apply(caller, document, made, if_match)
         answer = _applied(applied, dry_run=dry_run)
         headers = (
             {"Location": f"/v1/operations/{answer.operation['id']}"}
@@ -197,7 +201,7 @@ def _site_routes(routes: APIRouter, sites: SiteService, principal: Authenticate)
     ) -> SiteAnswer:
         """One site with its document, by id or name; passwords are masked."""
         view = await sites.get(caller, site)
-        response.headers["ETag"] = etag_of(view.site.version)
+        response.headers["ETag"] = etag_of(view.site.version, view.site.id)
         return _site(view).model_copy(update={"document": view.site.document})
 
 

@@ -13,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from dflare.kit import idempotency, outbox, telemetry
 from dflare.kit.clock import Clock
 from dflare.kit.db import Database
-from dflare.kit.errors import NotFoundError, ProblemError
+from dflare.kit.errors import NotFoundError, PreconditionError, ProblemError
+from dflare.kit.etag import check_if_match
 from dflare.kit.idempotency import Begun, RequestKey
 from dflare.kit.ids import new_id
 from dflare.kit.outbox import AuditRecord, Event
@@ -129,17 +130,24 @@ class SiteService:
         """
         await self.authorizer.check(principal, "site:apply", Resource("site", ""))
 
-    async def preview(self, principal: Principal, document: SiteDocument) -> Applied:
+    async def preview(
+        self, principal: Principal, document: SiteDocument, if_match: str | None = None
+    ) -> Applied:
         """What ``apply`` would change, with the same refusals and nothing changed."""
         await self.may_apply(principal)
         async with self.database.transaction(SCHEMA) as session:
             before = await self._before(session, document.name)
+            _check_unchanged(if_match, before.site)
             if before.site is not None:
                 await _check_nodes(session, self, principal, before.site.id, document)
         return Applied(before.site, diff(before.document, document), None)
 
     async def apply(
-        self, principal: Principal, document: SiteDocument, request: RequestKey
+        self,
+        principal: Principal,
+        document: SiteDocument,
+        request: RequestKey,
+        if_match: str | None = None,
     ) -> tuple[int, Applied]:
         """Declare a site, or declare it anew: what the document holds is what there is.
 
@@ -148,19 +156,20 @@ class SiteService:
 
         Raises:
             NotFoundError, ForbiddenError: the caller is no operator.
+            PreconditionError: ``if_match`` names another version of the site.
             NodesInUseError: nodes that are in use would go or change; they are named.
         """
         await self.may_apply(principal)
         begun = await idempotency.begin(self.database, KIT, request, self.clock.now())
         try:
             with telemetry.span("baremetal.apply_site", operation_id=begun.operation_id):
-                return await self._apply(principal, document, begun)
+                return await self._apply(principal, document, begun, if_match)
         except ProblemError:
             await idempotency.forget(self.database, KIT, begun)
             raise
 
     async def _apply(
-        self, principal: Principal, document: SiteDocument, begun: Begun
+        self, principal: Principal, document: SiteDocument, begun: Begun, if_match: str | None
     ) -> tuple[int, Applied]:
         now = self.clock.now()
         async with self.database.transaction(SCHEMA) as session:
@@ -171,6 +180,7 @@ class SiteService:
                 return claimed.status or 200, Applied(
                     before.site, changes, claimed.answer.get("operation")
                 )
+            _check_unchanged(if_match, before.site)
             site = before.site or _new_site(document, now)
             operation: dict[str, Any] | None = None
             if changes:
@@ -278,6 +288,17 @@ def site_declared_event(site: Site, document: SiteDocument, sealer: Sealer, now:
         data=site_declared(site.id, document, sealer).model_dump(mode="json"),
         site_id=site.id,
     )
+
+
+def _check_unchanged(if_match: str | None, site: Site | None) -> None:
+    if site is not None:
+        check_if_match(if_match, site.version, site.id)
+    elif if_match is not None:
+        # RFC 9110 section 13.1.1: no tag, not even `*`, matches what does not exist.
+        raise PreconditionError(
+            "there is no such site",
+            next_step="Leave If-Match out to declare it for the first time.",
+        )
 
 
 def _new_site(document: SiteDocument, now: datetime) -> Site:

@@ -30,6 +30,9 @@ Reference = Annotated[
     Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$", description="Name or id"),
 ]
 IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", max_length=200)]
+IfMatch = Annotated[
+    str | None, Header(description="The ETag that was read: refused where it is another by now")
+]
 
 
 class _Body(BaseModel):
@@ -283,7 +286,7 @@ def router(
     ) -> ClusterAnswer:
         """One cluster with its nodes, by id or name."""
         view = await clusters.get(caller, project, cluster)
-        response.headers["ETag"] = etag_of(view.cluster.version)
+        response.headers["ETag"] = etag_of(view.cluster.version, view.cluster.id)
         return cluster_answer(view)
 
     @routes.delete("/projects/{project}/clusters/{cluster}", status_code=202)
@@ -294,10 +297,11 @@ def router(
         project: ProjectRef = Depends(project_of),
         cluster: str,
         key: IdempotencyKey = None,
+        if_match: IfMatch = None,
     ) -> JSONResponse:
         """Release a cluster; usage ends with this request."""
         status, document = await clusters.delete(
-            caller, project, cluster, await _request_key(request, caller, key)
+            caller, project, cluster, await _request_key(request, caller, key), if_match
         )
         return _accepted(status, document)
 
@@ -346,12 +350,15 @@ def _ssh_key_routes(
     @routes.get("/projects/{project}/ssh-keys/{ssh_key}")
     async def show_ssh_key(
         *,
+        response: Response,
         caller: Principal = Depends(principal),
         project: ProjectRef = Depends(project_of),
         ssh_key: str,
     ) -> SshKeyAnswer:
         """One SSH key, by id or name."""
-        return answer(await keys.get(caller, project, SshKey, ssh_key))
+        row = await keys.get(caller, project, SshKey, ssh_key)
+        response.headers["ETag"] = etag_of(row.version, row.id)
+        return answer(row)
 
     @routes.delete("/projects/{project}/ssh-keys/{ssh_key}", status_code=204)
     async def delete_ssh_key(
@@ -359,9 +366,10 @@ def _ssh_key_routes(
         caller: Principal = Depends(principal),
         project: ProjectRef = Depends(project_of),
         ssh_key: str,
+        if_match: IfMatch = None,
     ) -> None:
         """Remove an SSH key that no live cluster uses."""
-        await keys.delete(caller, project, SshKey, ssh_key)
+        await keys.delete(caller, project, SshKey, ssh_key, if_match)
 
 
 def _user_data_routes(
@@ -398,12 +406,14 @@ def _user_data_routes(
     @routes.get("/projects/{project}/user-data/{user_data}")
     async def show_user_data(
         *,
+        response: Response,
         caller: Principal = Depends(principal),
         project: ProjectRef = Depends(project_of),
         user_data: str,
     ) -> UserDataAnswer:
         """One with its text, by id or name."""
         row, text = await keys.user_data_text(caller, project, user_data)
+        response.headers["ETag"] = etag_of(row.version, row.id)
         return answer(row).model_copy(update={"text": text})
 
     @routes.delete("/projects/{project}/user-data/{user_data}", status_code=204)
@@ -412,6 +422,7 @@ def _user_data_routes(
         caller: Principal = Depends(principal),
         project: ProjectRef = Depends(project_of),
         user_data: str,
+        if_match: IfMatch = None,
     ) -> None:
         """Remove user data that no live cluster uses."""
-        await keys.delete(caller, project, UserData, user_data)
+        await keys.delete(caller, project, UserData, user_data, if_match)

@@ -15,6 +15,7 @@ from dflare.kit import idempotency, operations, outbox, telemetry
 from dflare.kit.clock import Clock
 from dflare.kit.db import Database
 from dflare.kit.errors import NameTakenError, NotFoundError, ProblemError
+from dflare.kit.etag import check_if_match
 from dflare.kit.idempotency import Begun, RequestKey
 from dflare.kit.ids import new_id
 from dflare.kit.outbox import AuditRecord, Event
@@ -303,12 +304,19 @@ class ClusterService:
         return document
 
     async def delete(
-        self, principal: Principal, project: ProjectRef, reference: str, request: RequestKey
+        self,
+        principal: Principal,
+        project: ProjectRef,
+        reference: str,
+        request: RequestKey,
+        if_match: str | None = None,
     ) -> tuple[int, dict[str, Any]]:
-        """Order the release of a cluster; usage ends now.
+        """Order the release of a cluster; usage ends now. A repeat with the same key gets the same
+        answer, whatever the cluster has become.
 
         Raises:
             NotFoundError, ForbiddenError: as DESIGN section 5 says.
+            PreconditionError: ``if_match`` names another state of it.
             ClusterBusyError: it is being created or deleted.
         """
         try:
@@ -325,6 +333,7 @@ class ClusterService:
             return begun.status or 202, begun.answer
         scope = self.authorizer.scope(principal)
         try:
+            check_if_match(if_match, view.cluster.version, view.cluster.id)
             check_deletable(view.cluster)
             placed = await self.orchestrator.nodes_of(view.cluster.id)
             with telemetry.span("clusters.delete", operation_id=begun.operation_id):
@@ -334,6 +343,7 @@ class ClusterService:
                     if claimed.answer is not None:
                         return claimed.status or 202, claimed.answer
                     cluster = await repository.lock_cluster(session, scope, view.cluster.id)
+                    check_if_match(if_match, cluster.version, cluster.id)
                     check_deletable(cluster)
                     if cluster.version != view.cluster.version:
                         # Its nodes, read before, may be others now.

@@ -13,6 +13,7 @@ from dflare.kit import outbox
 from dflare.kit.clock import Clock
 from dflare.kit.db import Database
 from dflare.kit.errors import NameTakenError
+from dflare.kit.etag import check_if_match
 from dflare.kit.ids import new_id
 from dflare.kit.outbox import AuditRecord
 from dflare.kit.pagination import cut
@@ -129,17 +130,24 @@ class KeyService:
         return shown, last.id if last else None
 
     async def delete(
-        self, principal: Principal, project: ProjectRef, kind: type[Row], reference: str
+        self,
+        principal: Principal,
+        project: ProjectRef,
+        kind: type[Row],
+        reference: str,
+        if_match: str | None = None,
     ) -> None:
         """Remove one that no live cluster refers to.
 
         Raises:
             NotFoundError, ForbiddenError: as DESIGN section 5 says.
+            PreconditionError: ``if_match`` names another one.
             InUseError: naming a cluster that uses it.
         """
         row = await self.get(principal, project, kind, reference)
         action = f"{kind.__tablename__}:delete"
         await self.authorizer.check(principal, action, _resource(row))
+        check_if_match(if_match, row.version, row.id)
         scope = self.authorizer.scope(principal)
         async with self.database.transaction(SCHEMA) as session:
             # Locked first, so that an order which is being stored with it is seen.
