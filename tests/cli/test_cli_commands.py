@@ -184,7 +184,7 @@ def test_the_body_of_an_order_says_what_was_asked_for(stub: Any, cli: Any) -> No
     assert json.loads(stub.asked("POST", CLUSTERS)[0][2]) == {
         "name": "a",
         "site": "lab",
-        "image": "base",
+        "image": "default",
         "pools": [
             {"name": "gpu", "node_type": "h100-8", "count": 4},
             {"name": "cpu", "node_type": "cpu", "count": 1},

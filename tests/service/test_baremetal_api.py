@@ -83,6 +83,7 @@ async def test_declaring_a_site_orders_the_enrolment_of_its_nodes(
 
     (declared,) = [SiteDeclared.model_validate(e) for e in await site.events("site.declared")]
     assert declared.pools.subnet_length
+    assert declared.images == tuple(image.name for image in site.document.images) == ("base",)
     assert len(declared.switches) == len(site.document.fabrics.ethernet.switches)
     nodes = [NodeDeclared.model_validate(event) for event in await site.events("node.declared")]
     assert sorted(node.name for node in nodes) == [node.name for node in site.document.nodes]

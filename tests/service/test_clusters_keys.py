@@ -82,7 +82,7 @@ async def keys(postgres_url: str) -> AsyncIterator[Keys]:
     database = Database(url, application="test-keys")
     async with database.transaction("clusters") as session:
         site = {"site_id": "s", "name": "s", "currency": "EUR", "node_types": {"g8": "1"}}
-        await session.execute(insert(KnownSite).values(version=1, **site))
+        await session.execute(insert(KnownSite).values(version=1, images=["base"], **site))
     tenancy, at, sealer = Tenancy(), ManualClock(NOW), Sealer(bytes(range(32)))
     service = ClusterService(
         database=database, clock=at, sealer=sealer, authorizer=tenancy, orchestrator=Rack()

@@ -94,6 +94,7 @@ async def shop(postgres_url: str) -> AsyncIterator[Shop]:
                 name="hall-1",
                 currency="EUR",
                 node_types={"g8": "12.50", "g1": "1.10"},
+                images=["base", "cuda"],
                 version=1,
             )
         )
@@ -135,6 +136,45 @@ async def test_an_order_is_a_cluster_an_operation_and_its_events_in_one(shop: Sh
         "operation.changed",
     ]
     assert await shop.count(KIT.audit) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "booted"), [({}, "base"), ({"image": "default"}, "base"), ({"image": "cuda"}, "cuda")]
+)
+async def test_an_order_boots_the_image_that_it_names_or_the_sites_first(
+    shop: Shop, asked: dict[str, str], booted: str
+) -> None:
+    member = shop.calls(MEMBER)
+    assert (await member.post(CLUSTERS, json=order(**asked))).status_code == 202
+    assert (await member.get(f"{CLUSTERS}/c1")).json()["image"] == booted
+    declared = [e["data"]["image"] for e in await shop.events() if e["type"] == "cluster.declared"]
+    assert declared == [booted]
+
+
+async def test_a_dry_run_refuses_an_unknown_image_too_and_lists_those_there_are(
+    shop: Shop,
+) -> None:
+    body, dry = order(image="windows"), {"dry_run": True}
+    refused = await shop.calls(MEMBER).post(CLUSTERS, json=body, params=dry)
+    assert refused.status_code == 422
+    problem = refused.json()
+    assert problem["type"].endswith("/unknown-image")
+    assert (problem["detail"], problem["images"]) == (
+        "site hall-1 has no image windows",
+        ["base", "cuda"],
+    )
+
+
+async def test_at_a_site_without_images_nothing_can_be_ordered_and_the_order_says_why(
+    shop: Shop,
+) -> None:
+    async with shop.database.transaction("clusters") as session:
+        await session.execute(update(KnownSite).values(images=[]))
+    for body in (order(), order(image="base")):
+        refused = await shop.calls(MEMBER).post(CLUSTERS, json=body)
+        assert (refused.status_code, "no image to boot" in refused.json()["detail"]) == (422, True)
+        assert "images" in refused.json()["next_step"]
+    assert await shop.count(KIT.operation) == 0
 
 
 async def test_a_name_is_free_again_once_its_cluster_is_deleted(shop: Shop) -> None:
@@ -414,6 +454,8 @@ async def test_no_reservation_is_asked_for_under_a_transaction(
         (order(pools=[]), "body.pools"),
         (order(colour="red"), "body.colour"),
         (order(site="hall-9"), "hall-1"),
+        (order(image="windows"), "Its images are: base, cuda."),
+        (order(pools=[{"node_type": "g9", "count": 1}]), "Its node types are: g1, g8."),
         (order(site="hall\x00"), "body.site"),
         (order(ssh_keys=["none"]), "none"),
         (order(user_data="none"), "none"),

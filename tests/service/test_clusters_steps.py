@@ -221,7 +221,7 @@ async def test_members_follow_allocations_and_old_versions_change_nothing(
     assert await members(database) == newer
 
 
-def site(version: int, price: str) -> FeedEntry:
+def site(version: int, price: str, *images: str) -> FeedEntry:
     declared = SiteDeclared(
         site_id="site",
         name="hall",
@@ -239,14 +239,17 @@ def site(version: int, price: str) -> FeedEntry:
                 price_per_node_hour=price,
             ),
         ),
+        images=images,
     )
     return entry(declared.model_dump(mode="json"), version, "site.declared")
 
 
 async def test_the_newest_declaration_of_a_site_counts(database: Database) -> None:
-    for declared in ([site(1, "1")], [site(3, "3")], [site(2, "2")], [site(3, "3")]):
+    newest = site(3, "3", "new", "base")
+    for declared in ([site(1, "1", "base")], [newest], [site(2, "2")], [newest]):
         async with database.transaction("clusters") as session:
             await SitesProjection().apply(session, declared)
     async with database.transaction("clusters") as session:
         known = (await session.scalars(select(KnownSite))).one()
     assert (known.node_types, known.version) == ({"g8": "3"}, 3)
+    assert known.images == ["new", "base"], "in the order of the site document"

@@ -61,7 +61,9 @@ def create(
         typer.Option(help="A pool as name=type:count; repeat it for more pools."),
     ] = None,
     site: Annotated[str | None, typer.Option(help="Site; not needed where there is one.")] = None,
-    image: Annotated[str, typer.Option(help="Image that the nodes boot.")] = "base",
+    image: Annotated[
+        str, typer.Option(help="Image that the nodes boot; `default` is the site's first.")
+    ] = "default",
     ssh_key: Annotated[
         list[str] | None, typer.Option(help="SSH key by name; repeat it for more.")
     ] = None,

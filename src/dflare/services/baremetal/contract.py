@@ -147,7 +147,8 @@ class PoolFacts(_Contract):
 
 
 class SiteDeclared(_Contract):
-    """Data of ``site.declared``: all of the site but its nodes."""
+    """Data of ``site.declared``: all of the site but its nodes. ``images`` are names, in the order
+    in which the site declares them: the first is booted where an order names none."""
 
     site_id: str
     name: str
@@ -156,3 +157,4 @@ class SiteDeclared(_Contract):
     ufm: UfmFacts | None
     pools: PoolFacts
     node_types: tuple[NodeTypeFacts, ...]
+    images: tuple[str, ...] = ()

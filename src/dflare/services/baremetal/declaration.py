@@ -120,6 +120,7 @@ def site_declared(site_id: str, document: SiteDocument, sealer: Sealer) -> SiteD
             cooldown_s=pools.cooldown_s,
         ),
         node_types=tuple(_type_facts(kind) for kind in document.node_types),
+        images=tuple(image.name for image in document.images),
     )
 
 

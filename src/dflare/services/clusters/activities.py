@@ -106,6 +106,7 @@ class SitesProjection:
                 "name": site.name,
                 "currency": site.currency,
                 "node_types": {t.name: t.price_per_node_hour for t in site.node_types},
+                "images": list(site.images),
                 "version": entry.resource_version,
             }
             await session.execute(

@@ -13,7 +13,8 @@ from dflare.kit.etag import etag_of
 from dflare.kit.idempotency import RequestKey, request_key
 from dflare.kit.pagination import Cursor, Limit, Page, decode_cursor, next_cursor
 from dflare.services.auth.contract import Authorizer, Principal, ProjectRef
-from dflare.services.clusters.service import ClusterOrder, ClusterService, ClusterView
+from dflare.services.clusters.service import ClusterService, ClusterView
+from dflare.services.clusters.service_admission import SITE_DEFAULT_IMAGE, ClusterOrder
 from dflare.services.clusters.service_keys import KeyService
 from dflare.services.clusters.tables import SshKey, UserData
 from dflare.services.orchestrator.contract import PoolWish
@@ -48,12 +49,13 @@ class PoolBody(_Body):
 
 
 class ClusterBody(_Body):
-    """An order. ``site`` may be left out where there is one site; keys are names or ids."""
+    """An order. ``site`` may be left out where there is one site; without an ``image`` the first
+    that the site declares is booted; keys are names or ids."""
 
     name: Name
     kind: Literal["bare"] = "bare"
     site: Reference | None = None
-    image: Reference = "base"
+    image: Reference = SITE_DEFAULT_IMAGE
     pools: list[PoolBody] = Field(min_length=1, max_length=32)
     ssh_keys: list[Reference] = Field(default_factory=list[Reference], max_length=64)
     user_data: Reference | None = None

@@ -9,6 +9,18 @@ class UnknownSiteError(InvalidError):
     slug, title = "unknown-site", "Unknown site"
 
 
+class UnknownNodeTypeError(InvalidError):
+    """The site has no nodes of that type."""
+
+    slug, title = "unknown-node-type", "Unknown node type"
+
+
+class UnknownImageError(InvalidError):
+    """The site has no image of that name."""
+
+    slug, title = "unknown-image", "Unknown image"
+
+
 class UnknownKeyError(InvalidError):
     """The order names an SSH key or user data that the project does not have."""
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from dflare.kit import idempotency, operations, outbox, telemetry
 from dflare.kit.clock import Clock
 from dflare.kit.db import Database
-from dflare.kit.errors import NameTakenError, NotFoundError, ProblemError
+from dflare.kit.errors import NotFoundError, ProblemError
 from dflare.kit.etag import check_if_match
 from dflare.kit.idempotency import Begun, RequestKey
 from dflare.kit.ids import new_id
@@ -31,27 +31,18 @@ from dflare.services.clusters.domain import (
     cluster_event,
     cluster_id_of,
 )
-from dflare.services.clusters.errors import ClusterBusyError, UnknownKeyError, UnknownSiteError
-from dflare.services.clusters.tables import KIT, Cluster, KnownSite, Member, NodePool, SshKey
-from dflare.services.clusters.tables import UserData as UserDataRow
-from dflare.services.orchestrator.contract import Orchestrator, PoolWish, Reservation, Wishes
+from dflare.services.clusters.errors import ClusterBusyError
+from dflare.services.clusters.service_admission import (
+    Checked,
+    ClusterOrder,
+    check_order,
+    keep_references,
+    name_taken,
+)
+from dflare.services.clusters.tables import KIT, Cluster, Member, NodePool
+from dflare.services.orchestrator.contract import Orchestrator, Reservation, Wishes
 
 SCHEMA = "clusters"
-
-Row = TypeVar("Row", SshKey, UserDataRow)
-
-
-@dataclass(frozen=True)
-class ClusterOrder:
-    """What a tenant asks for. References are ids or names within the project."""
-
-    name: str
-    kind: str
-    site: str | None
-    image: str
-    pools: tuple[PoolWish, ...]
-    ssh_keys: tuple[str, ...]
-    user_data: str | None
 
 
 @dataclass(frozen=True)
@@ -70,13 +61,6 @@ class ClusterView:
     cluster: Cluster
     pools: list[NodePool]
     members: list[Member]
-
-
-@dataclass(frozen=True)
-class _Checked:
-    site: KnownSite
-    keys: list[SshKey]
-    user_data: UserDataRow | None
 
 
 @dataclass(frozen=True)
@@ -145,31 +129,12 @@ class ClusterService:
 
     async def _check(
         self, scope: Scope, project: ProjectRef, order: ClusterOrder, operation_id: str
-    ) -> _Checked:
+    ) -> Checked:
         async with self.database.transaction(SCHEMA) as session:
-            site = await repository.site(session, order.site)
-            if site is None:
-                names = [s.name for s in await repository.sites(session)]
-                raise UnknownSiteError(
-                    f"there is no site {order.site}" if order.site else "name a site",
-                    next_step=f"Sites are: {', '.join(names) or 'none yet; load one first'}.",
-                )
-            keys = [
-                await _reference(session, scope, SshKey, project, key) for key in order.ssh_keys
-            ]
-            user_data = (
-                await _reference(session, scope, UserDataRow, project, order.user_data)
-                if order.user_data
-                else None
-            )
-            if await repository.live_name_exists(
-                session, project.id, order.name, cluster_id_of(operation_id)
-            ):
-                raise _name_taken(order.name)
-        return _Checked(site, keys, user_data)
+            return await check_order(session, scope, project, order, cluster_id_of(operation_id))
 
     def _wishes(
-        self, project: ProjectRef, order: ClusterOrder, checked: _Checked, operation_id: str
+        self, project: ProjectRef, order: ClusterOrder, checked: Checked, operation_id: str
     ) -> Wishes:
         return Wishes(
             organization_id=project.organization_id,
@@ -184,7 +149,7 @@ class ClusterService:
         principal: Principal,
         project: ProjectRef,
         order: ClusterOrder,
-        checked: _Checked,
+        checked: Checked,
         reservation: Reservation,
         begun: Begun,
     ) -> tuple[int, dict[str, Any]]:
@@ -195,7 +160,7 @@ class ClusterService:
                 claimed = await idempotency.claim(session, KIT, begun, now)
                 if claimed.answer is not None:
                     return claimed.status or 202, claimed.answer
-                await _keep_references(session, self.authorizer.scope(principal), checked)
+                await keep_references(session, self.authorizer.scope(principal), checked)
                 session.add(cluster)
                 session.add_all(
                     NodePool(
@@ -226,11 +191,11 @@ class ClusterService:
                     begun,
                 )
         except IntegrityError as error:
-            raise _name_taken(order.name) from error
+            raise name_taken(order.name) from error
         return 202, document
 
     async def _declared(
-        self, session: AsyncSession, cluster: Cluster, checked: _Checked, now: datetime
+        self, session: AsyncSession, cluster: Cluster, checked: Checked, now: datetime
     ) -> Event:
         sealed: str | None = None
         if checked.user_data is not None:
@@ -420,7 +385,7 @@ def _new_cluster(
     principal: Principal,
     project: ProjectRef,
     order: ClusterOrder,
-    checked: _Checked,
+    checked: Checked,
     reservation: Reservation,
     begun: Begun,
     now: datetime,
@@ -432,7 +397,7 @@ def _new_cluster(
         site_id=checked.site.site_id,
         name=order.name,
         kind=order.kind,
-        image=order.image,
+        image=checked.image,
         state=ClusterState.PENDING,
         since=now,
         deadline=now + ORDER_DEADLINE,
@@ -450,40 +415,7 @@ def _resource(cluster: Cluster) -> Resource:
     return Resource("cluster", cluster.id, cluster.organization_id, cluster.project_id)
 
 
-def _name_taken(name: str) -> NameTakenError:
-    return NameTakenError(
-        f"the project has a cluster named {name}",
-        next_step="Choose another name, or delete that cluster first.",
-    )
-
-
 def _changed(cluster: Cluster) -> ClusterBusyError:
     return ClusterBusyError(
         f"cluster {cluster.name} changed at this moment", next_step="Repeat the request."
     )
-
-
-async def _keep_references(session: AsyncSession, scope: Scope, checked: _Checked) -> None:
-    """What the order refers to stays until it is stored.
-
-    Raises:
-        UnknownKeyError: it was removed since it was looked up.
-    """
-    user_data = [checked.user_data] if checked.user_data else []
-    kept = await repository.keep(
-        session, scope, SshKey, [key.id for key in checked.keys], alone=False
-    ) | await repository.keep(session, scope, UserDataRow, [d.id for d in user_data], alone=False)
-    for row in (*checked.keys, *user_data):
-        if row.id not in kept:
-            raise UnknownKeyError(
-                f"{row.name} was removed at this moment", next_step="List what there is."
-            )
-
-
-async def _reference(
-    session: AsyncSession, scope: Scope, kind: type[Row], project: ProjectRef, reference: str
-) -> Row:
-    try:
-        return await repository.find(session, scope, kind, project.id, reference)
-    except ProblemError as error:
-        raise UnknownKeyError(error.detail, next_step=error.next_step) from error

@@ -109,6 +109,7 @@ class KnownSite(Base):
     name: Mapped[str] = mapped_column(index=True)
     currency: Mapped[str]
     node_types: Mapped[dict[str, Any]]
+    images: Mapped[list[str]] = mapped_column(server_default="[]")
     version: Mapped[int]
 
 

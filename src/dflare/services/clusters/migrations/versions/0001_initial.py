@@ -56,6 +56,9 @@ def upgrade() -> None:
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("currency", sa.Text(), nullable=False),
         sa.Column("node_types", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column(
+            "images", postgresql.JSONB(astext_type=sa.Text()), server_default="[]", nullable=False
+        ),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("site_id", name=op.f("pk_known_site")),
         schema="clusters",
