@@ -9,7 +9,7 @@ an undisturbed run, or of a world that was never touched where the order was und
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -339,15 +339,39 @@ def _check_went_on(plan: Plan, undisturbed: Final, disturbance: Disturbance, fin
             _check_snapshot(disturbance, final, undisturbed.snapshot)
 
 
-@asynccontextmanager
-async def saga_bench(
-    database: Database,
-    temporal_address: str,
-    world: SagaWorld,
-    *,
-    decorate: Callable[[Step[Any]], Step[Any]] = lambda step: step,
-) -> AsyncIterator[SagaBench]:
-    """Workers for every queue of a world's plan, in this process, until the block ends."""
+@dataclass(frozen=True)
+class SagaWorkers:
+    """Workers of every queue that a world's plan needs, in this process, to be started at will."""
+
+    bench: SagaBench
+    settings: PlatformSettings
+    by_queue: Mapping[str, Sequence[Any]]
+
+    @asynccontextmanager
+    async def serving(
+        self, *, only: str | None = None, but: str | None = None
+    ) -> AsyncIterator[SagaBench]:
+        """Serve all queues, or `only` one, or all `but` one, until the block ends."""
+        async with contextlib.AsyncExitStack() as stack:
+            for queue, activities in self.by_queue.items():
+                if queue == but or only not in (None, queue):
+                    continue
+                workflows = [OperationWorkflow] if queue == "orchestrator" else []
+                worker = build_worker(
+                    self.bench.client,
+                    queue,
+                    self.settings,
+                    activities=activities,
+                    workflows=workflows,
+                )
+                await stack.enter_async_context(worker)
+            yield self.bench
+
+
+async def saga_workers(
+    database: Database, temporal_address: str, world: SagaWorld, **starter: Any
+) -> SagaWorkers:
+    """Workers for a world's plan, none started; `starter` says how its workflows are started."""
     settings = PlatformSettings(
         postgres_url=database.url,
         temporal_address=temporal_address,
@@ -361,7 +385,7 @@ async def saga_bench(
     for step in world.steps():
         service = step.name.partition(".")[0]
         runner = StepRunner(database, world.kits[service], SystemClock(), cut=saboteur.cut)
-        activity = runner.activity(Sabotaged(decorate(step), saboteur))
+        activity = runner.activity(Sabotaged(step, saboteur))
         by_queue[queue_of(service)].append(activity)
         by_queue[queue_of(service, world.site_id)].append(activity)
     ordering = world.kits[world.ordering_service]
@@ -369,11 +393,17 @@ async def saga_bench(
     kit_activities = OperationActivities(database, ordering, clock, speed=1e6).all()
     by_queue[world.ordering_service] += kit_activities
     by_queue.setdefault("orchestrator", [])
-    async with contextlib.AsyncExitStack() as stack:
-        for queue, activities in by_queue.items():
-            workflows = [OperationWorkflow] if queue == "orchestrator" else []
-            await stack.enter_async_context(
-                build_worker(client, queue, settings, activities=activities, workflows=workflows)
-            )
-        starter = WorkflowStarter(database, client, {ordering.schema: ordering}, heartbeat_s=5)
-        yield SagaBench(database, client, world, saboteur, clock, starter)
+    kits = {ordering.schema: ordering}
+    starting = WorkflowStarter(database, client, kits, **{"heartbeat_s": 5, **starter})
+    bench = SagaBench(database, client, world, saboteur, clock, starting)
+    return SagaWorkers(bench, settings, by_queue)
+
+
+@asynccontextmanager
+async def saga_bench(
+    database: Database, temporal_address: str, world: SagaWorld
+) -> AsyncIterator[SagaBench]:
+    """All workers of a world's plan, until the block ends."""
+    workers = await saga_workers(database, temporal_address, world)
+    async with workers.serving() as bench:
+        yield bench

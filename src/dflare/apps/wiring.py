@@ -294,7 +294,6 @@ class Platform:
             process.database,
             kit,
             process.clock,
-            heartbeat_s=process.settings.heartbeat_s,
             cut=self.cut,
         )
         return [runner.activity(step) for step in steps]

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import RowMapping, select
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
@@ -18,6 +19,7 @@ from dflare.kit import operation_calls as calls
 from dflare.kit.clock import HARDWARE_FLOOR_S, Clock, hardware_timeout_s
 from dflare.kit.db import Database
 from dflare.kit.errors import StaleAttemptError
+from dflare.kit.operation_heartbeat import beating
 from dflare.kit.operations import change_operation, lock_operation, set_step
 from dflare.kit.plan import STALE_ATTEMPT, OperationState, Plan
 from dflare.kit.tables import KitTables
@@ -54,7 +56,7 @@ class OperationActivities:
 
         @activity.defn(name=calls.DEADLINE)
         async def deadline(ask: calls.Deadline) -> datetime:
-            return self._deadline_at(self.clock.now(), ask.site_seconds)
+            return await _fenced(self.deadline(ask))
 
         @activity.defn(name=calls.RETARGET)
         async def retarget(change: calls.Retarget) -> None:
@@ -70,7 +72,7 @@ class OperationActivities:
         """Read the operation and set it running, unless it is being undone."""
         with span("operation.load", operation_id=ref.operation_id, attempt=ref.attempt):
             async with self.database.transaction(self.kit.schema) as session:
-                row = await lock_operation(session, self.kit, ref.operation_id, ref.attempt)
+                row = await self._lock(session, ref)
                 if row["state"] == OperationState.PENDING:
                     row = await change_operation(
                         session, self.kit, row, self.clock.now(), state=OperationState.RUNNING
@@ -103,6 +105,43 @@ class OperationActivities:
         )
         return tuple(rows)
 
+    async def _lock(self, session: AsyncSession, ref: calls.OperationRef) -> RowMapping:
+        """The operation's row, locked, for a call that nothing newer has overtaken.
+
+        An activity that was given to another worker may still be running: the other one notes,
+        under the same lock, that it came later.
+        """
+        row = await lock_operation(session, self.kit, ref.operation_id, ref.attempt)
+        if activity.in_activity():
+            await self._overtake(session, ref)
+        return row
+
+    async def _overtake(self, session: AsyncSession, ref: calls.OperationRef) -> None:
+        info, fence = activity.info(), self.kit.step_fence
+        key = {
+            "operation_id": ref.operation_id,
+            "step": info.activity_type,
+            "batch": f"{info.workflow_run_id}/{info.activity_id}",
+        }
+        if info.attempt > 1:
+            values = {"attempt": ref.attempt, "activity_attempt": info.attempt}
+            await session.execute(
+                insert(fence)
+                .values(**key, **values)
+                .on_conflict_do_update(
+                    index_elements=list(key),
+                    set_=values,
+                    where=fence.c.activity_attempt < info.attempt,
+                )
+            )
+        newest = await session.scalar(select(fence.c.activity_attempt).filter_by(**key))
+        if newest is not None and newest > info.attempt:
+            raise StaleAttemptError(f"{info.activity_type}: attempt {info.attempt}, now {newest}")
+
+    async def deadline(self, ask: calls.Deadline) -> datetime:
+        """When so many seconds of the site's clock from now will have passed, in wall time."""
+        return self._deadline_at(self.clock.now(), ask.site_seconds)
+
     def _deadline_at(self, start: datetime, site_seconds: float, targets: int = 0) -> datetime:
         timeout_s = hardware_timeout_s(site_seconds, self.speed, targets)
         return start + timedelta(seconds=timeout_s)
@@ -115,7 +154,7 @@ class OperationActivities:
         now = self.clock.now()
         async with self.database.transaction(self.kit.schema) as session:
             ref = begin.ref
-            row = await lock_operation(session, self.kit, ref.operation_id, ref.attempt)
+            row = await self._lock(session, ref)
             steps = Plan.model_validate(row["plan"]).steps
             step = steps[begin.index]
             committed = any(s.commit for s in steps[: begin.index])
@@ -162,7 +201,7 @@ class OperationActivities:
         now = self.clock.now()
         async with self.database.transaction(self.kit.schema) as session:
             ref = end.ref
-            row = await lock_operation(session, self.kit, ref.operation_id, ref.attempt)
+            row = await self._lock(session, ref)
             await set_step(
                 session,
                 self.kit,
@@ -182,7 +221,7 @@ class OperationActivities:
         now = self.clock.now()
         async with self.database.transaction(self.kit.schema) as session:
             ref = begin.ref
-            row = await lock_operation(session, self.kit, ref.operation_id, ref.attempt)
+            row = await self._lock(session, ref)
             if row["state"] != OperationState.UNDOING:
                 await change_operation(
                     session,
@@ -199,7 +238,7 @@ class OperationActivities:
         """Replace targets. Repeating it changes nothing."""
         async with self.database.transaction(self.kit.schema) as session:
             ref = change.ref
-            row = await lock_operation(session, self.kit, ref.operation_id, ref.attempt)
+            row = await self._lock(session, ref)
             kept = [t for t in row["targets"] if t not in change.removed]
             added = [t for t in change.added if t not in kept]
             await change_operation(
@@ -217,7 +256,7 @@ class OperationActivities:
         with span("operation.finish", operation_id=end.ref.operation_id, state=end.state):
             async with self.database.transaction(self.kit.schema) as session:
                 ref = end.ref
-                row = await lock_operation(session, self.kit, ref.operation_id, ref.attempt)
+                row = await self._lock(session, ref)
                 await change_operation(
                     session,
                     self.kit,
@@ -233,8 +272,9 @@ def _total(row: RowMapping, on: str) -> int:
 
 
 async def _fenced(call: Awaitable[Any]) -> Any:
-    """A stale attempt ends its workflow instead of being retried."""
+    """Show signs of life; a stale attempt ends its workflow instead of being retried."""
     try:
-        return await call
+        async with beating():
+            return await call
     except StaleAttemptError as error:
         raise ApplicationError(str(error), type=STALE_ATTEMPT, non_retryable=True) from error

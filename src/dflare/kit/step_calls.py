@@ -81,6 +81,7 @@ class StepCaller:
             result_type=answer,
             task_queue=self._ref.ordering_service,
             start_to_close_timeout=_KIT_TIMEOUT,
+            heartbeat_timeout=timedelta(seconds=self._ref.heartbeat_s),
             retry_policy=_FOREVER,
         )
 

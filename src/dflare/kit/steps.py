@@ -23,6 +23,7 @@ from temporalio.exceptions import ApplicationError
 from dflare.kit.clock import Clock
 from dflare.kit.db import Database
 from dflare.kit.errors import StaleAttemptError
+from dflare.kit.operation_heartbeat import beating
 from dflare.kit.operations import save_outcomes
 from dflare.kit.plan import STALE_ATTEMPT, STORE_UNAVAILABLE, StepCall, StepReport
 from dflare.kit.tables import KitTables
@@ -92,7 +93,6 @@ class StepRunner:
     database: Database
     kit: KitTables
     clock: Clock
-    heartbeat_s: float = 10.0
     cut: CutHook | None = None
 
     def activity(self, step: Step[Any]) -> Callable[[StepCall], Awaitable[StepReport]]:
@@ -100,15 +100,13 @@ class StepRunner:
 
         @activity.defn(name=step.name)
         async def run_step(call: StepCall) -> StepReport:
-            beating = asyncio.create_task(self._beat())
             try:
-                return await self.run_patiently(step, call, activity.info().attempt)
+                async with beating():
+                    return await self.run_patiently(step, call, activity.info().attempt)
             except StaleAttemptError as error:
                 raise ApplicationError(
                     str(error), type=STALE_ATTEMPT, non_retryable=True
                 ) from error
-            finally:
-                beating.cancel()
 
         return run_step
 
@@ -129,11 +127,6 @@ class StepRunner:
             again = call.model_copy(update={"targets": report.pending})
             report = _merged(report, await self.run(step, again, activity_attempt))
         return report
-
-    async def _beat(self) -> None:
-        while True:
-            activity.heartbeat()
-            await asyncio.sleep(self.heartbeat_s / 3)
 
     async def run(self, step: Step[Any], call: StepCall, activity_attempt: int) -> StepReport:
         """Run ``step`` once for ``call``; what the activity does, callable without Temporal.

@@ -27,6 +27,8 @@ from dflare.services.orchestrator import repository, workflow
 from dflare.services.orchestrator.service import SCHEMA
 
 _START_BATCH, _SWEEP_BATCH, _EXPIRE_BATCH = 50, 200, 500
+_LEAST_TASK_S = 5.0
+"""A long history must be read again within one task, on a busy machine too."""
 _SETTLED = timedelta(seconds=2)
 """Age of an operation's last change from which the sweeper asks Temporal about it."""
 
@@ -83,6 +85,8 @@ class WorkflowStarter:
                 id=workflow_id(operation_id, attempt),
                 task_queue=self.queue,
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                # A killed worker may have held a task of the workflow's own as well.
+                task_timeout=timedelta(seconds=max(self.heartbeat_s, _LEAST_TASK_S)),
                 rpc_timeout=timedelta(seconds=10),
             )
         except WorkflowAlreadyStartedError:
