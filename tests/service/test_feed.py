@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from sqlalchemy import select, text, update
@@ -19,11 +20,12 @@ from dflare.kit.feed import (
     FeedEntry,
     FeedSignal,
     Follower,
+    Following,
     advance,
     copy_events,
     head_position,
     read_feed,
-    run_projection,
+    run_projections,
 )
 from dflare.kit.outbox import Event, emit
 from dflare.kit.tables import KitTables
@@ -255,7 +257,7 @@ async def test_a_projection_in_two_processes_applies_each_event_once(database: D
     other = Database(database.url, application="other-worker")
     projections = [Count(), Count(failures=1)]
     running = [
-        asyncio.create_task(run_projection(one, FeedSignal(one.url), projection))
+        asyncio.create_task(run_projections(one, FeedSignal(one.url), [projection]))
         for one, projection in zip((database, other), projections, strict=True)
     ]
     for turn in range(60):
@@ -395,3 +397,59 @@ async def test_a_lost_listener_comes_back(database: Database) -> None:
 async def test_a_wait_without_appends_ends_by_itself(database: Database) -> None:
     async with asyncio.timeout(60):
         await FeedSignal(database.url).wait(0.01)
+
+
+class Fold:
+    """Remembers what it was given; a broken one fails always."""
+
+    kit = METERING
+    types = frozenset({"thing.changed"})
+
+    def __init__(self, name: str, *, broken: bool = False) -> None:
+        self.name = name
+        self.broken = broken
+        self.seen: list[str] = []
+
+    async def apply(self, session: AsyncSession, entries: Sequence[FeedEntry]) -> None:
+        if self.broken:
+            raise RuntimeError("this projection cannot fold")
+        self.seen += [entry.resource_id for entry in entries]
+
+
+async def test_a_projection_that_fails_keeps_no_other_back(database: Database) -> None:
+    sound, broken = Fold("follow.sound"), Fold("follow.broken", broken=True)
+    following = Following(database, [sound, broken])
+    for turn in range(3):
+        await change(database, CLUSTERS, f"res_follow_{turn}", "thing.changed")
+        await drain(database)
+        while await following.advance():
+            pass
+    wanted = [f"res_follow_{turn}" for turn in range(3)]
+    assert [one for one in sound.seen if one in wanted] == wanted
+    broken.broken = False
+    following = Following(database, [sound, broken])
+    while await following.advance():
+        pass
+    assert [one for one in broken.seen if one in wanted] == wanted
+    assert all(sound.seen.count(one) == 1 for one in wanted)
+
+
+async def test_one_reading_of_the_log_serves_all_that_keep_up(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    following = Following(database, [Fold(f"follow.{number}") for number in range(5)])
+    while await following.advance():
+        pass
+    readings = 0
+    read = feed.read_feed
+
+    async def counted_read(*given: Any, **named: Any) -> Any:
+        nonlocal readings
+        readings += 1
+        return await read(*given, **named)
+
+    monkeypatch.setattr(feed, "read_feed", counted_read)
+    await change(database, CLUSTERS, "res_once", "thing.changed")
+    await drain(database)
+    assert await following.advance() == 5
+    assert readings == 1

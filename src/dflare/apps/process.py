@@ -1,6 +1,7 @@
 """What every process of the platform has: settings, stores, signals, and tasks that end with it."""
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -24,6 +25,9 @@ from dflare.kit.temporal import connect
 
 EXIT_SETTINGS = 78
 """``EX_CONFIG`` of sysexits.h: the environment is at fault, starting again does not help."""
+
+COLLECT_AFTER = (20_000, 20, 50)
+"""Objects that make the collector look at the youngest, and how often the older ones follow."""
 
 
 @dataclass
@@ -134,8 +138,17 @@ async def _main(
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, process.stopping.set)
         await serve(process)
+        _spare_collector()
         if ready_file := os.environ.get("SUPERVISED_READY_FILE"):
             await asyncio.to_thread(Path(ready_file).touch)
         telemetry.log.info("started")
         await process.stopped()
         telemetry.log.info("stopping")
+
+
+def _spare_collector() -> None:
+    """Let the collector of cycles look less often, and never at what the start has loaded: a step
+    on a thousand nodes holds so many objects that its looks cost a tenth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)

@@ -2,7 +2,7 @@
 
 from dflare.apps.process import Process, run_process
 from dflare.apps.wiring import Platform
-from dflare.kit.feed import run_projection
+from dflare.kit.feed import run_projections
 from dflare.kit.temporal import build_worker, connect_for_workers, queue_of
 from dflare.services.orchestrator.workflow import OperationWorkflow
 
@@ -22,13 +22,12 @@ async def serve(process: Process, platform: Platform | None = None) -> None:
             workflows=[OperationWorkflow] if service == "orchestrator" else [],
         )
         process.start(worker.run(), f"worker-{service}")
-    for projection in platform.projections():
-        if not process.serves(projection.kit.schema):
-            continue
-        process.start(
-            run_projection(process.database, process.feed, projection),
-            f"projection-{projection.name}",
-        )
+    for service, start in platform.central_tasks().items():
+        if process.serves(service):
+            for name, work in start():
+                process.start(work, name)
+    projections = [one for one in platform.projections() if process.serves(one.kit.schema)]
+    process.start(run_projections(process.database, process.feed, projections), "projections")
 
 
 if __name__ == "__main__":

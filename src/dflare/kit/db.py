@@ -1,11 +1,14 @@
 """PostgreSQL: one engine a process, a schema and role a service, transactions that name theirs."""
 
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from typing import Any
 
-from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
+import orjson
+from sqlalchemy import event, text
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
@@ -15,6 +18,10 @@ POOL_SIZE = 10
 LONGEST_STATEMENT_S = 60
 """A statement, or a transaction that does nothing, is given up after this: a process that hangs
 must not keep its row locks."""
+
+PING_AFTER_IDLE_S = 5.0
+"""A connection that rested for longer is asked whether it lives before it is used. One that the
+server closed is known without asking: its socket ended."""
 
 _TRANSIENT_CLASSES = frozenset({"08", "40", "53", "57"})
 """SQLSTATE classes: connection, rollback (deadlock), resources, operator (shutdown, start).
@@ -69,8 +76,9 @@ class Database:
             async_url(postgres_url),
             pool_size=pool_size,
             max_overflow=0,
-            pool_pre_ping=True,
             pool_timeout=30,
+            json_serializer=_json_text,
+            json_deserializer=orjson.loads,
             connect_args={
                 "server_settings": {
                     "application_name": application,
@@ -80,6 +88,8 @@ class Database:
                 "timeout": 10,
             },
         )
+        event.listen(self.engine.sync_engine, "checkin", _note_rest)
+        event.listen(self.engine.sync_engine, "checkout", _refuse_dead)
         self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
 
     @asynccontextmanager
@@ -108,3 +118,29 @@ class Database:
     async def dispose(self) -> None:
         """Close all connections."""
         await self.engine.dispose()
+
+
+def _json_text(value: Any) -> str:
+    return orjson.dumps(value).decode()
+
+
+def _note_rest(_connection: Any, record: Any) -> None:
+    record.info["rested_at"] = time.monotonic()
+
+
+def _refuse_dead(connection: Any, record: Any, _proxy: Any) -> None:
+    """Ask only a connection that rested long: asking takes three round trips, as many as a short
+    transaction.
+
+    Raises:
+        InvalidatePoolError: it is dead, and so are those that are as old; the pool makes new ones.
+    """
+    if connection.driver_connection.is_closed():
+        raise InvalidatePoolError("the server closed this connection")
+    now = time.monotonic()
+    if now - record.info.get("rested_at", now) <= PING_AFTER_IDLE_S:
+        return
+    try:
+        connection.ping()
+    except Exception as error:
+        raise InvalidatePoolError("this connection does not answer") from error

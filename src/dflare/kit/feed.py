@@ -6,13 +6,13 @@ twice. Source: DESIGN section 5, "Events".
 """
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Protocol, cast
 
 import asyncpg  # pyright: ignore[reportMissingTypeStubs]
-from sqlalchemy import ColumnElement, select, text, update
+from sqlalchemy import ColumnElement, and_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -27,6 +27,9 @@ READ_BATCH = 500
 CHANNEL = "dflare_feed"
 STORE_EVERY_S = 10.0
 """How late the stored cursor of a projection may be over events that are not for it."""
+
+REST_S = 1.0
+"""After a failure, before it is tried again."""
 
 _COPIED = (
     "type",
@@ -151,26 +154,37 @@ async def read_feed(
         GoneError: events behind ``after`` were removed by retention; start from a snapshot.
     """
     table, head = feed_tables.log, feed_tables.head
+    wanted = [table.c.position > after, table.c.position <= head.c.position]
+    if types is not None:
+        wanted.append(table.c.type.in_(types))
+    if condition is not None:
+        wanted.append(condition)
+    # One statement sees one moment: what is behind the newest position is all there, and what
+    # retention removed is missed aloud.
+    query = (
+        select(head.c.position.label("newest"), head.c.floor, *table.c)
+        .select_from(head.outerjoin(table, and_(*wanted)))
+        .order_by(table.c.position)
+        .limit(limit)
+    )
     async with database.transaction("feed_reader") as session:
-        newest = (await session.execute(select(head.c.position))).scalar_one()
-        query = select(table).where(table.c.position > after, table.c.position <= newest)
-        if types is not None:
-            query = query.where(table.c.type.in_(types))
-        if condition is not None:
-            query = query.where(condition)
-        rows = (
-            (await session.execute(query.order_by(table.c.position).limit(limit))).mappings().all()
-        )
-        # Last, so that events which retention removed during the reading are missed aloud.
-        floor = (await session.execute(select(head.c.floor))).scalar_one()
+        rows = (await session.execute(query)).mappings().all()
+    newest, floor = rows[0]["newest"], rows[0]["floor"]
     if after < floor:
         raise GoneError(
             f"events up to position {floor} are no longer kept",
             next_step="Read the resources anew (GET), then subscribe without a cursor.",
             snapshot="/v1/operations",
         )
-    entries = [FeedEntry(**cast("dict[str, Any]", dict(row))) for row in rows]
+    entries = [
+        FeedEntry(**{name: row[name] for name in _ENTRY})
+        for row in rows
+        if row["position"] is not None
+    ]
     return entries, entries[-1].position if len(entries) == limit else newest
+
+
+_ENTRY = tuple(one.name for one in fields(FeedEntry))
 
 
 class Projection(Protocol):
@@ -214,26 +228,42 @@ class Follower:
         self._seen = 0
         self._store_at = 0.0
 
-    async def advance(self) -> int:
-        """Fold one batch; returns how many events were applied."""
+    @property
+    def projection(self) -> Projection:
+        """What it folds into."""
+        return self._projection
+
+    async def position(self) -> int:
+        """Behind which event it goes on."""
         if self._stored is None:
             self._stored = self._seen = await self._read_cursor()
+        return self._seen
+
+    async def advance(self) -> int:
+        """Read and fold one batch; returns how many events were applied."""
         entries, position = await read_feed(
-            self._database, self._seen, types=self._projection.types
+            self._database, await self.position(), types=self._projection.types
         )
-        if position == self._stored:
+        return await self.fold(entries, position)
+
+    async def fold(self, entries: Sequence[FeedEntry], position: int) -> int:
+        """Fold what was read up to ``position``; returns how many events were applied."""
+        before, seen = self._stored, self._seen
+        if before is None or position <= seen:
             return 0
+        mine = [e for e in entries if e.position > seen and e.type in self._projection.types]
         now = asyncio.get_running_loop().time()
-        if not entries and now < self._store_at:
+        if not mine and now < self._store_at:
             self._seen = position
             return 0
-        if not await self._fold(entries, self._stored, position):
-            # Another process was first, or where the cursor stands is not known any more.
-            self._stored = None
+        # Until it is folded, where the cursor stands is not known.
+        self._stored = None
+        if not await self._fold(mine, before, position):
+            # Another process was first.
             return 0
         self._stored = self._seen = position
         self._store_at = now + self._store_every_s
-        return len(entries)
+        return len(mine)
 
     async def _read_cursor(self) -> int:
         projection = self._projection
@@ -311,16 +341,64 @@ class FeedSignal:
                 await asyncio.sleep(1)
 
 
-async def run_projection(database: Database, signal: FeedSignal, projection: Projection) -> None:
-    """Keep a projection current until cancelled."""
-    follower = Follower(database, projection)
+class Following:
+    """Folds the log into several projections, with one reading of it for all that keep up.
+
+    A projection that is far behind, at its first start or since it fails, reads for itself and
+    keeps nobody back.
+    """
+
+    def __init__(self, database: Database, projections: Sequence[Projection]) -> None:
+        self._database = database
+        self._rest_until = {Follower(database, projection): 0.0 for projection in projections}
+
+    async def advance(self) -> int:
+        """One pass; returns how many events were applied. One that fails rests for a while."""
+        now = asyncio.get_running_loop().time()
+        able = [follower for follower, until in self._rest_until.items() if until <= now]
+        if not able:
+            return 0
+        positions = {follower: await follower.position() for follower in able}
+        near = max(positions.values()) - READ_BATCH
+        together = [follower for follower in able if positions[follower] >= near]
+        after = min(positions[follower] for follower in together)
+        types = frozenset[str]().union(*(follower.projection.types for follower in together))
+        entries, position = await read_feed(self._database, after, types=types)
+        results = await asyncio.gather(
+            *(
+                self._survive(
+                    follower,
+                    follower.fold(entries, position)
+                    if follower in together
+                    else follower.advance(),
+                )
+                for follower in able
+            )
+        )
+        return sum(results)
+
+    async def _survive(self, follower: Follower, work: Coroutine[Any, Any, int]) -> int:
+        try:
+            return await work
+        except Exception as error:
+            name = follower.projection.name
+            log.exception("projection_failed", projection=name, error=str(error))
+            self._rest_until[follower] = asyncio.get_running_loop().time() + REST_S
+            return 0
+
+
+async def run_projections(
+    database: Database, signal: FeedSignal, projections: Sequence[Projection]
+) -> None:
+    """Keep projections current until cancelled."""
+    following = Following(database, projections)
     while True:
         mark = signal.mark()
         try:
-            applied = await follower.advance()
+            applied = await following.advance()
         except Exception as error:
-            log.exception("projection_failed", projection=projection.name, error=str(error))
-            await asyncio.sleep(1)
+            log.exception("feed_not_read", error=str(error))
+            await asyncio.sleep(REST_S)
             continue
         if applied == 0:
             await signal.wait(1.0, mark)

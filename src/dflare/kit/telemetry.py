@@ -38,6 +38,8 @@ _FLUSH_EVERY_S = 0.5
 _FLUSH_ROWS = 2_000
 
 current_operation: ContextVar[str | None] = ContextVar("current_operation", default=None)
+# Kept: asking for it by name at every span costs more than the span.
+_tracer = trace.get_tracer("dflare")
 _propagator = TraceContextTextMapPropagator()
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -138,14 +140,11 @@ def span(
     context: Context | None = _propagator.extract(carrier) if carrier else None
     if context is None and operation is not None and operation != enclosing:
         context = _context_of(operation)
-    tracer = trace.get_tracer("dflare")
+    if operation is not None:
+        attributes["operation_id"] = operation
     token = current_operation.set(operation)
     try:
-        with tracer.start_as_current_span(name, context=context) as current:
-            if operation is not None:
-                current.set_attribute("operation_id", operation)
-            for key, value in attributes.items():
-                current.set_attribute(key, value)
+        with _tracer.start_as_current_span(name, context, attributes=attributes) as current:
             try:
                 yield current
             except Exception as error:

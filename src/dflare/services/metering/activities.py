@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from datetime import timedelta
 from decimal import Decimal
+from typing import cast
 
-from sqlalchemy import select
+from sqlalchemy import Table, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -14,6 +15,7 @@ from dflare.services.metering.tables import KIT, LedgerEntry, Price
 from dflare.services.orchestrator.contract import AllocationFacts
 
 _INSTANT = timedelta(microseconds=1)
+_LEDGER = cast("Table", LedgerEntry.__table__)
 
 
 class LedgerProjection:
@@ -47,16 +49,15 @@ class LedgerProjection:
             "usage_from",
             "usage_to",
         )
-        statement = insert(LedgerEntry).values(
-            [{name: getattr(facts, name) for name in kept} for facts in newest.values()]
-        )
+        statement = insert(_LEDGER)
         changing = ("version", "usage_from", "usage_to")
-        await session.execute(
+        await (await session.connection()).execute(
             statement.on_conflict_do_update(
                 index_elements=["allocation_id"],
                 set_={name: statement.excluded[name] for name in changing},
-                where=LedgerEntry.version < statement.excluded.version,
-            )
+                where=_LEDGER.c.version < statement.excluded.version,
+            ),
+            [{name: getattr(facts, name) for name in kept} for facts in newest.values()],
         )
 
 

@@ -4,9 +4,9 @@ Events of one resource come in the order of its versions; an older version chang
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import select
+from sqlalchemy import Table, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -24,6 +24,7 @@ from dflare.services.orchestrator.tables import KIT, Node, OperationIndex, Quota
 Row = dict[str, Any]
 
 _USELESS = NodeState.QUARANTINE
+_NODES = cast("Table", Node.__table__)
 
 _FACTS_AT_START: Row = {
     "node_type": "",
@@ -102,10 +103,7 @@ async def _keep_nodes(session: AsyncSession, entries: Sequence[FeedEntry]) -> No
     ids = sorted({entry.resource_id for entry in entries})
     present = (
         await session.execute(
-            select(Node.__table__)
-            .where(Node.node_id.in_(ids))
-            .order_by(Node.node_id)
-            .with_for_update()
+            select(_NODES).where(Node.node_id.in_(ids)).order_by(Node.node_id).with_for_update()
         )
     ).mappings()
     rows: dict[str, Row] = {row["node_id"]: dict(row) for row in present}
@@ -116,17 +114,19 @@ async def _keep_nodes(session: AsyncSession, entries: Sequence[FeedEntry]) -> No
         )
         if entry.resource_version >= row["version"]:
             row |= {**change, "version": entry.resource_version}
-    statement = insert(Node).values([rows[node_id] for node_id in sorted(rows)])
+    statement = insert(_NODES)
     kept = {"node_id", "epoch"}
-    await session.execute(
+    # Many executions of one statement: one with thousands of parameters is built anew each time.
+    await (await session.connection()).execute(
         statement.on_conflict_do_update(
             index_elements=["node_id"],
             set_={
                 column.name: statement.excluded[column.name]
-                for column in Node.__table__.columns
+                for column in _NODES.columns
                 if column.name not in kept
             },
-        )
+        ),
+        [rows[node_id] for node_id in sorted(rows)],
     )
 
 
