@@ -1,6 +1,6 @@
 """Sites and nodes through the API: declaring, refusing, ordering, and who sees what."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import httpx
@@ -11,7 +11,8 @@ from pydantic import SecretStr
 from baremetal_site import BaremetalSite, Order, baremetal_site
 from dflare.kit import problem
 from dflare.kit.ids import new_id
-from dflare.services.auth.contract import Principal, Scope
+from dflare.services.auth.contract import Principal, Resource, Role, RoleBinding, Scope
+from dflare.services.auth.policy import decide
 from dflare.services.baremetal.api import router
 from dflare.services.baremetal.contract import NodeDeclared, NodeState, SiteDeclared
 from dflare.site.document import Credential, SiteDocument
@@ -275,6 +276,38 @@ async def test_only_cleaning_leads_out_of_quarantine(
     assert refused.status_code == 409
     cleaning = await api.post("/v1/nodes/node-0004/release-quarantine")
     assert cleaning.json()["kind"] == "clean_node"
+
+
+async def test_a_tenant_sees_what_a_site_offers_and_not_how_full_or_broken_it_is(
+    api: httpx.AsyncClient, site: BaremetalSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await _put(api, site.document)
+    roles = {
+        "usr_operator": RoleBinding(Role.OPERATOR),
+        "usr_auditor": RoleBinding(Role.AUDITOR),
+        "usr_tenant": RoleBinding(Role.PROJECT_ADMIN, "org_a", "prj_a"),
+    }
+
+    async def by_policy(
+        principal: Principal, action: str, resources: Sequence[Resource]
+    ) -> list[bool]:
+        bound = Principal(principal.subject, "user", "", bindings=(roles[principal.subject],))
+        return decide(bound, action, resources)
+
+    monkeypatch.setattr(site.authorizer, "readable", by_policy)
+    seen = {
+        caller: (await api.get("/v1/sites", headers={"X-Caller": caller})).json()["items"][0]
+        for caller in roles
+    }
+    for one in seen.values():
+        assert (one["name"], one["region"]) == ("demo", site.document.region)
+        (kind,) = one["node_types"]
+        assert (kind["name"], kind["gpus"]) == ("h100-8", 8)
+        assert (kind["price_per_node_hour"], kind["currency"]) == ("20.00", "EUR")
+    assert (seen["usr_tenant"]["nodes"], seen["usr_tenant"]["description"]) == (None, None)
+    for caller in ("usr_operator", "usr_auditor"):
+        assert sum(seen[caller]["nodes"].values()) == 6
+        assert seen[caller]["description"] == site.document.description
 
 
 async def test_what_can_be_ordered_is_listed(api: httpx.AsyncClient) -> None:

@@ -36,9 +36,20 @@ app = typer.Typer(help="Sites: describe, apply, freeze.", no_args_is_help=True)
 SiteName = Annotated[str, typer.Argument(metavar="SITE", help="Name or id of the site.")]
 SiteFile = Annotated[Path, typer.Argument(metavar="FILE", help="The site document.")]
 
-LIST = (*columns("name", "region", "nodes"), AGE, *columns("id"))
-SHOW = columns(
-    "id", "name", "region", "description", "nodes", "created_at", "updated_at", "version"
+
+def _types_cell(kinds: list[Json] | None) -> str:
+    return ", ".join(
+        f"{kind['name']} ({kind['price_per_node_hour']} {kind['currency']} an hour)"
+        for kind in kinds or []
+    )
+
+
+TYPES = Column("NODE TYPES", "node_types", _types_cell)
+LIST = (*columns("name", "region"), TYPES, *columns("nodes"), AGE, *columns("id"))
+SHOW = (
+    *columns("id", "name", "region", "description"),
+    TYPES,
+    *columns("nodes", "created_at", "updated_at", "version"),
 )
 DEVICES = (
     *columns("name", "kind", "health", "ports", "waiting", "repaired"),

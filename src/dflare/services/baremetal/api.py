@@ -28,14 +28,27 @@ IfMatch = Annotated[
 Authenticate = Callable[..., Awaitable[Principal]]
 
 
+class SiteNodeType(BaseModel):
+    """A node type of a site; the price is a decimal string."""
+
+    name: str
+    gpu_model: str | None
+    gpus: int
+    price_per_node_hour: str
+    currency: str
+
+
 class SiteAnswer(BaseModel):
-    """A site. ``nodes`` counts its nodes by state; ``document`` only when one is asked for."""
+    """A site. Tenants see where it is and what it offers: the operators' ``description``, and
+    ``nodes``, which counts its nodes by state, are null for them. ``document`` only when one site
+    is asked for."""
 
     id: str
     name: str
     region: str
-    description: str
-    nodes: dict[str, int]
+    description: str | None
+    node_types: list[SiteNodeType]
+    nodes: dict[str, int] | None
     created_at: datetime
     updated_at: datetime
     version: int
@@ -192,7 +205,7 @@ def _site_routes(routes: APIRouter, sites: SiteService, principal: Authenticate)
 
     @routes.get("/sites")
     async def list_sites(*, caller: Principal = Depends(principal)) -> Page[SiteAnswer]:
-        """All sites."""
+        """All sites, with what can be ordered there; node counts for operators and auditors."""
         return Page(items=[_site(view) for view in await sites.list_sites(caller)])
 
     @routes.get("/sites/{site}")
@@ -337,8 +350,18 @@ def _site(view: SiteView) -> SiteAnswer:
         id=site.id,
         name=site.name,
         region=site.region,
-        description=site.description,
-        nodes=dict(view.nodes),
+        description=site.description if view.nodes is not None else None,
+        node_types=[
+            SiteNodeType(
+                name=kind.name,
+                gpu_model=kind.gpu_model,
+                gpus=kind.gpus,
+                price_per_node_hour=_decimal(kind.price_per_node_hour),
+                currency=kind.currency,
+            )
+            for kind in view.node_types
+        ],
+        nodes=dict(view.nodes) if view.nodes is not None else None,
         created_at=site.created_at,
         updated_at=site.updated_at,
         version=site.version,

@@ -54,10 +54,12 @@ class Applied:
 
 @dataclass(frozen=True)
 class SiteView:
-    """A site with its nodes counted by state."""
+    """A site with its node types. Its nodes, counted by state, only for who may read the site: how
+    full it is and what is broken is no tenant's."""
 
     site: Site
-    nodes: Mapping[str, int]
+    node_types: Sequence[NodeType]
+    nodes: Mapping[str, int] | None
 
 
 @dataclass(frozen=True)
@@ -105,9 +107,18 @@ class SiteService:
         """All sites; tenants order at them."""
         await self.authorizer.check(principal, "site:list", Resource("site", ""))
         async with self.database.transaction(SCHEMA) as session:
-            rows = await repository.sites(session)
+            sites = await repository.sites(session)
+            kinds = await repository.node_types(session)
+        resources = [Resource("site", site.id) for site in sites]
+        whole = await self.authorizer.readable(principal, "site:read", resources)
+        async with self.database.transaction(SCHEMA) as session:
             return [
-                SiteView(site, await repository.count_by_state(session, site.id)) for site in rows
+                SiteView(
+                    site,
+                    [kind for kind in kinds if kind.site_id == site.id],
+                    await repository.count_by_state(session, site.id) if may else None,
+                )
+                for site, may in zip(sites, whole, strict=True)
             ]
 
     async def get(self, principal: Principal, reference: str) -> SiteView:
@@ -115,12 +126,13 @@ class SiteService:
         async with self.database.transaction(SCHEMA) as session:
             site = await repository.find_site(session, reference)
             counts = await repository.count_by_state(session, site.id) if site else {}
+            kinds = await repository.node_types(session)
         if site is None:
             raise NotFoundError(
                 f"there is no site {reference}", next_step="List sites with `dflare site list`."
             )
         await self.authorizer.check(principal, "site:read", Resource("site", site.id))
-        return SiteView(site, counts)
+        return SiteView(site, [kind for kind in kinds if kind.site_id == site.id], counts)
 
     async def may_apply(self, principal: Principal) -> None:
         """Asked before the document is even parsed.
