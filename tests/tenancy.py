@@ -109,6 +109,10 @@ class Rack:
             del self.free[: len(self.held[operation_id].placed)]
         return self.held[operation_id]
 
+    async def release_hold(self, operation_id: str) -> None:
+        refused = self.held.pop(operation_id, None)
+        self.free += [placed.node_id for placed in refused.placed] if refused else []
+
     async def preview(self, wishes: Wishes) -> Reservation:
         wanted = sum(pool.count for pool in wishes.pools)
         if wanted > len(self.free):

@@ -203,6 +203,24 @@ async def test_two_orders_of_one_name_at_once_are_one_cluster(shop: Shop) -> Non
     assert await shop.count(Cluster) == 1
 
 
+async def test_an_order_refused_after_its_nodes_were_held_gives_them_back_at_once(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserve = shop.rack.reserve
+
+    async def overtaken(operation_id: str, wishes: Wishes) -> Reservation:
+        monkeypatch.undo()
+        assert (await shop.calls(MEMBER).post(CLUSTERS, json=order())).status_code == 202
+        return await reserve(operation_id, wishes)
+
+    monkeypatch.setattr(shop.rack, "reserve", overtaken)
+    refused = await shop.calls(MEMBER).post(CLUSTERS, json=order())
+
+    assert refused.status_code == 409
+    assert len(shop.rack.held) == 1
+    assert len(shop.rack.free) == 6
+
+
 async def test_two_requests_with_one_key_at_once_are_one_order_for_both(shop: Shop) -> None:
     member, headers = shop.calls(MEMBER), {"Idempotency-Key": "k"}
     answers = await asyncio.gather(

@@ -258,6 +258,33 @@ async def test_a_release_takes_the_claim_from_whoever_has_it(fleet: Fleet) -> No
     assert await fleet.claims() == dict.fromkeys(nodes, "op_15")
 
 
+async def test_the_hold_of_a_refused_order_is_given_back_at_once(fleet: Fleet) -> None:
+    await fleet.service.reserve("op_refused", fleet.wishes(8))
+    with pytest.raises(CapacityError):
+        await fleet.service.reserve("op_waits", fleet.wishes(1))
+
+    await fleet.service.release_hold("op_refused")
+    await fleet.service.release_hold("op_refused")
+
+    assert (await fleet.used(), await fleet.claims()) == (0, {})
+    assert {one.reason for one in await fleet.allocations()} == {"the order was refused"}
+    assert len(ids(await fleet.service.reserve("op_waits", fleet.wishes(8)))) == 8
+
+
+async def test_nodes_that_a_stored_order_confirmed_are_not_given_back_by_a_late_refusal(
+    fleet: Fleet,
+) -> None:
+    wishes = fleet.wishes(2)
+    nodes = ids(await fleet.service.reserve("op_stored", wishes))
+    await fleet.run("orchestrator.confirm@1", "op_stored", wishes.cluster_id, nodes)
+
+    await fleet.service.release_hold("op_stored")
+
+    held = await fleet.allocations()
+    assert [one.state for one in held] == [AllocationState.CONFIRMED] * 2
+    assert await fleet.claims() == dict.fromkeys(nodes, "op_stored")
+
+
 async def test_an_order_undone_after_a_part_of_its_hand_over_is_not_billed(
     fleet: Fleet,
 ) -> None:

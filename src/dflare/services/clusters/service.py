@@ -98,7 +98,11 @@ class ClusterService:
                 reservation = await self.orchestrator.reserve(
                     begun.operation_id, self._wishes(project, order, checked, begun.operation_id)
                 )
-                return await self._store(principal, project, order, checked, reservation, begun)
+                try:
+                    return await self._store(principal, project, order, checked, reservation, begun)
+                except ProblemError:
+                    await self.orchestrator.release_hold(begun.operation_id)
+                    raise
             except ProblemError:
                 await idempotency.forget(self.database, KIT, begun)
                 raise

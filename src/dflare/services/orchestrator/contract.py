@@ -125,6 +125,14 @@ class Orchestrator(Protocol):
         """
         ...
 
+    async def release_hold(self, operation_id: str) -> None:
+        """Give back at once what ``reserve`` holds for an order that is refused after it.
+
+        Confirmed nodes stay: they belong to an order that was stored. Where this is never called,
+        the hold ends with its time to live.
+        """
+        ...
+
     async def preview(self, wishes: Wishes) -> Reservation:
         """The same answer, or refusal, with nothing held."""
         ...
@@ -135,4 +143,20 @@ class Orchestrator(Protocol):
 
     async def nodes_of(self, cluster_id: str) -> Sequence[Placed]:
         """The live allocations of a cluster, for the targets of its release."""
+        ...
+
+
+class UsageRecords(Protocol):
+    """The allocations that were handed over, read where they are true. Metering's audit asks for
+    them: a read model fed by events cannot tell which events it never got (DESIGN section 5)."""
+
+    async def handed_over(
+        self, since: datetime, after: str | None, limit: int
+    ) -> Sequence[AllocationFacts]:
+        """A page of the allocations whose usage does not end before ``since``, in order of their
+        ids and behind the id ``after``."""
+        ...
+
+    async def allocations(self, allocation_ids: Sequence[str]) -> Sequence[AllocationFacts]:
+        """Allocations by id, handed over or not; unknown ids are left out."""
         ...

@@ -343,6 +343,18 @@ async def reserved(session: AsyncSession, operation_id: str, *, live: bool) -> l
     return list(await session.scalars(query.order_by(Allocation.node_id, Allocation.id)))
 
 
+async def lock_holds(session: AsyncSession, operation_id: str) -> list[Allocation]:
+    """The allocations that an operation holds and has not confirmed, locked in order."""
+    return list(
+        await session.scalars(
+            select(Allocation)
+            .where(Allocation.reserved_by == operation_id, Allocation.state == AllocationState.HELD)
+            .order_by(Allocation.node_id)
+            .with_for_update()
+        )
+    )
+
+
 async def held_nodes(session: AsyncSession, operation_id: str, node_ids: Sequence[str]) -> set[str]:
     """Those of ``node_ids`` that the operation holds or has confirmed."""
     return set(

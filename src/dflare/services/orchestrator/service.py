@@ -80,6 +80,15 @@ class OrchestratorService:
                 chosen, explanation = await _choose(session, wishes)
                 return await self._hold(session, operation_id, wishes, chosen, explanation)
 
+    async def release_hold(self, operation_id: str) -> None:
+        """Give back at once what an order that is refused still holds; see the contract."""
+        with span("orchestrator.release_hold", operation_id=operation_id):
+            async with self.database.transaction(SCHEMA) as session:
+                held = await repository.lock_holds(session, operation_id)
+                await repository.end_allocations(
+                    session, held, self.clock.now(), "the order was refused"
+                )
+
     async def preview(self, wishes: Wishes) -> Reservation:
         """The answer that ``reserve`` would give, with nothing held and no epoch raised."""
         async with self.database.transaction(SCHEMA) as session:
