@@ -185,6 +185,11 @@ def _orchestrator(gateway: TenantedGateway) -> dict[str, Expectation]:
 def _metering(gateway: TenantedGateway) -> dict[str, Expectation]:
     project = {"project": gateway.home.project.id}
     month = f"{gateway.platform.process.clock.now():%Y-%m}"
+
+    async def audited() -> dict[str, str]:
+        asked = await gateway.ask("operator", "POST", "/v1/audits/usage:run")
+        return {"audit": asked.json()["id"]}
+
     return {
         "GET /v1/projects/{project}/quotas": Expectation(IN_PROJECT, path=project),
         "PUT /v1/projects/{project}/quotas/{node_type}": operators_alone(
@@ -196,6 +201,10 @@ def _metering(gateway: TenantedGateway) -> dict[str, Expectation]:
         "GET /v1/projects/{project}/usage": Expectation(
             IN_PROJECT, path=project, query={"month": month}
         ),
+        "GET /v1/audits/usage": Expectation(ON_PLATFORM),
+        "POST /v1/audits/usage:run": operators_alone(202),
+        "GET /v1/audits/usage/{audit}": Expectation(ON_PLATFORM, path=audited),
+        "GET /v1/audits/usage/{audit}/findings": Expectation(ON_PLATFORM, path=audited),
     }
 
 

@@ -37,6 +37,7 @@ EVERY_ACTION = {
     "ssh_key": "create delete list read update",
     "token": "create delete list read",
     "usage": "list read",
+    "usage_audit": "list read run",
     "user": "create delete list read set_password update",
     "user_data": "create delete list read update",
 }

@@ -51,7 +51,11 @@ from dflare.services.clusters.service_keys import KeyService
 from dflare.services.clusters.tables import KIT as CLUSTERS
 from dflare.services.metering import activities as metering_activities
 from dflare.services.metering import api as metering_api
+from dflare.services.metering import api_audits as metering_api_audits
+from dflare.services.metering.reconciler import UsageAuditor
 from dflare.services.metering.service import MeteringService
+from dflare.services.metering.service_audits import AuditService
+from dflare.services.metering.settings import MeteringSettings
 from dflare.services.metering.tables import KIT as METERING
 from dflare.services.network import activities as network_activities
 from dflare.services.network import api as network_api
@@ -68,6 +72,7 @@ from dflare.services.orchestrator import activities as orchestrator_activities
 from dflare.services.orchestrator import api as orchestrator_api
 from dflare.services.orchestrator import projections as orchestrator_projections
 from dflare.services.orchestrator.service import OrchestratorService
+from dflare.services.orchestrator.service_usage import AllocationUsage
 from dflare.services.orchestrator.tables import KIT as ORCHESTRATOR
 
 SCHEMAS: Mapping[str, KitTables] = {
@@ -208,6 +213,7 @@ class Platform:
         )
         keys = KeyService(process.database, process.clock, process.sealer, self.authorizer)
         metering = MeteringService(process.database, process.clock, self.authorizer)
+        audits = AuditService(process.database, process.clock, self.authorizer)
         network = NetworkService(process.database, process.clock, self.authorizer)
         return [
             baremetal_api.router(self.baremetal, self.authorizer, principal),
@@ -215,6 +221,7 @@ class Platform:
             clusters_api.router(clusters, keys, self.authorizer, principal),
             orchestrator_api.router(self.orchestrator, ORDERING, self.authorizer, principal),
             metering_api.router(metering, self.authorizer, principal),
+            metering_api_audits.router(audits, principal),
             # Last: its path of a project takes ``organization/name`` and so any longer path.
             auth_api.router(self.auth, self.authorizer, principal),
         ]
@@ -308,6 +315,19 @@ class Platform:
             *network_projections.projections(self.process.clock),
             *orchestrator_projections.projections(),
         ]
+
+    def central_tasks(self) -> Mapping[str, Callable[[], list[Task]]]:
+        """What a worker keeps running beside its queues, by service, made when it is asked."""
+        return {"metering": lambda: [("usage-audit", self.usage_auditor().run())]}
+
+    def usage_auditor(self) -> UsageAuditor:
+        """What compares the ledger with the allocations."""
+        return UsageAuditor(
+            self.database,
+            self.process.clock,
+            AllocationUsage(self.database),
+            MeteringSettings.read(),
+        )
 
     def agent_app(self) -> Starlette:
         """The agents' API and boot media."""

@@ -1,8 +1,11 @@
 """What other services know of metering.
 
-Events emitted: ``quota.changed`` (data: ``QuotaLimit``), ``invoice.drafted``.
+Events emitted: ``quota.changed`` (data: ``QuotaLimit``), ``metering.audit_found`` (data:
+``AuditFound``; it is no tenant's).
 Events consumed: ``allocation.changed``, ``site.declared`` (prices).
 """
+
+from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,3 +20,15 @@ class QuotaLimit(BaseModel):
     organization_id: str
     node_type: str
     nodes: int
+
+
+class AuditFound(BaseModel):
+    """Data of ``metering.audit_found``: an audit of the ledger ended with findings. ``kinds``
+    counts them by kind, ``usage_since`` is where the audited time begins."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    audit_id: str
+    usage_since: datetime
+    findings: int
+    kinds: dict[str, int]

@@ -1,9 +1,10 @@
 """Tables of schema ``metering``."""
 
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
+from typing import Any
 
-from sqlalchemy import Index, PrimaryKeyConstraint
+from sqlalchemy import Index, PrimaryKeyConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from dflare.kit.tables import ServiceBase, kit_tables, service_metadata
@@ -24,7 +25,10 @@ class LedgerEntry(Base):
     version. Times are UTC wall time; an interval without an end is still running."""
 
     __tablename__ = "ledger_entry"
-    __table_args__ = (Index("ix_ledger_entry_project", "project_id", "usage_from"),)
+    __table_args__ = (
+        Index("ix_ledger_entry_project", "project_id", "usage_from"),
+        Index("ix_ledger_entry_node", "node_id", "usage_from"),
+    )
 
     allocation_id: Mapped[str] = mapped_column(primary_key=True)
     version: Mapped[int]
@@ -70,3 +74,52 @@ class Quota(Base):
     updated_by: Mapped[str]
     updated_at: Mapped[datetime]
     version: Mapped[int] = mapped_column(server_default="1")
+
+
+class UsageAudit(Base):
+    """One comparison of the ledger with the allocations, from ``usage_since`` on.
+
+    ``day`` is that of the daily audit, and null for one that somebody asked for. ``state`` is an
+    ``AuditState`` since ``since``; one that is still running at its ``deadline`` lost its worker.
+    ``entries`` and ``allocations`` count what was compared, ``findings`` all that was found.
+    """
+
+    __tablename__ = "usage_audit"
+    __table_args__ = (
+        Index("uq_usage_audit_day", "day", unique=True, postgresql_where=text("day IS NOT NULL")),
+        Index(
+            "ix_usage_audit_open",
+            "requested_at",
+            postgresql_where=text("state IN ('requested', 'running')"),
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    day: Mapped[date | None]
+    usage_since: Mapped[datetime]
+    requested_by: Mapped[str]
+    requested_at: Mapped[datetime]
+    state: Mapped[str]
+    reason: Mapped[str] = mapped_column(server_default="")
+    since: Mapped[datetime]
+    deadline: Mapped[datetime | None]
+    allocations: Mapped[int] = mapped_column(server_default="0")
+    entries: Mapped[int] = mapped_column(server_default="0")
+    findings: Mapped[int] = mapped_column(server_default="0")
+    version: Mapped[int] = mapped_column(server_default="1")
+
+
+class UsageFinding(Base):
+    """Something that an audit found, numbered from 1; ``detail`` holds both sides of it."""
+
+    __tablename__ = "usage_finding"
+    __table_args__ = (PrimaryKeyConstraint("audit_id", "number"),)
+
+    audit_id: Mapped[str]
+    number: Mapped[int]
+    kind: Mapped[str]
+    allocation_id: Mapped[str]
+    node_id: Mapped[str]
+    organization_id: Mapped[str]
+    project_id: Mapped[str]
+    detail: Mapped[dict[str, Any]]

@@ -38,9 +38,9 @@ def move(allocation: Allocation, new: AllocationState, now: datetime, *, reason:
         allocation.expires_at = None
 
 
-def allocation_event(allocation: Allocation, now: datetime) -> Event:
-    """``allocation.changed`` for a locked allocation."""
-    facts = AllocationFacts(
+def allocation_facts(allocation: Allocation) -> AllocationFacts:
+    """What other services know of an allocation."""
+    return AllocationFacts(
         allocation_id=allocation.id,
         version=allocation.version,
         state=AllocationState(allocation.state),
@@ -58,13 +58,17 @@ def allocation_event(allocation: Allocation, now: datetime) -> Event:
         usage_from=allocation.usage_from,
         usage_to=allocation.usage_to,
     )
+
+
+def allocation_event(allocation: Allocation, now: datetime) -> Event:
+    """``allocation.changed`` for a locked allocation."""
     return Event(
         type="allocation.changed",
         resource_kind="allocation",
         resource_id=allocation.id,
         resource_version=allocation.version,
         at=now,
-        data=facts.model_dump(mode="json"),
+        data=allocation_facts(allocation).model_dump(mode="json"),
         organization_id=allocation.organization_id,
         project_id=allocation.project_id,
         site_id=allocation.site_id,

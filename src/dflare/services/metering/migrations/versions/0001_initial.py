@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import postgresql
 
 from dflare.kit.tables_v1 import create_kit_tables, drop_kit_tables
 
@@ -39,6 +40,13 @@ def upgrade() -> None:
         unique=False,
         schema="metering",
     )
+    op.create_index(
+        "ix_ledger_entry_node",
+        "ledger_entry",
+        ["node_id", "usage_from"],
+        unique=False,
+        schema="metering",
+    )
     op.create_table(
         "price",
         sa.Column("site_id", sa.Text(), nullable=False),
@@ -62,11 +70,61 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("project_id", "node_type", name=op.f("pk_quota")),
         schema="metering",
     )
+    op.create_table(
+        "usage_audit",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("day", sa.Date(), nullable=True),
+        sa.Column("usage_since", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("requested_by", sa.Text(), nullable=False),
+        sa.Column("requested_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text(), server_default="", nullable=False),
+        sa.Column("since", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("deadline", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("allocations", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("entries", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("findings", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("version", sa.Integer(), server_default="1", nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_usage_audit")),
+        schema="metering",
+    )
+    op.create_index(
+        "uq_usage_audit_day",
+        "usage_audit",
+        ["day"],
+        unique=True,
+        schema="metering",
+        postgresql_where=sa.text("day IS NOT NULL"),
+    )
+    op.create_index(
+        "ix_usage_audit_open",
+        "usage_audit",
+        ["requested_at"],
+        unique=False,
+        schema="metering",
+        postgresql_where=sa.text("state IN ('requested', 'running')"),
+    )
+    op.create_table(
+        "usage_finding",
+        sa.Column("audit_id", sa.Text(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("allocation_id", sa.Text(), nullable=False),
+        sa.Column("node_id", sa.Text(), nullable=False),
+        sa.Column("organization_id", sa.Text(), nullable=False),
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.Column("detail", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.PrimaryKeyConstraint("audit_id", "number", name=op.f("pk_usage_finding")),
+        schema="metering",
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("usage_finding", schema="metering")
+    op.drop_table("usage_audit", schema="metering")
     op.drop_table("quota", schema="metering")
     op.drop_table("price", schema="metering")
+    op.drop_index("ix_ledger_entry_node", table_name="ledger_entry", schema="metering")
     op.drop_index("ix_ledger_entry_project", table_name="ledger_entry", schema="metering")
     op.drop_table("ledger_entry", schema="metering")
     drop_kit_tables("metering")
