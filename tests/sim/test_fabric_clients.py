@@ -13,7 +13,7 @@ from cumulus.api import Cumulus
 from cumulus.base import RequestError
 from starlette.types import ASGIApp
 
-from dflare.sim.certificates import server_context
+from dflare.sim.certificates import Authority
 from dflare.sim.server import device_server, listen
 from fabric_site import AUTH, BRIDGE, FabricSite, fabric_site
 
@@ -27,7 +27,7 @@ async def served(app: ASGIApp, addresses: list[str], ca_file: Path) -> AsyncIter
     (probe,) = listen([(addresses[0], 0)])
     port = probe.getsockname()[1]
     sockets = [probe, *listen([(address, port) for address in addresses[1:]])]
-    server = device_server(app, server_context(addresses, ca_file))
+    server = device_server(app, Authority(ca_file).server_context(addresses))
     running = asyncio.create_task(server.serve(sockets=sockets))
     try:
         yield port

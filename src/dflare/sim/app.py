@@ -9,7 +9,7 @@ from pathlib import Path
 import orjson
 from starlette.types import ASGIApp
 
-from dflare.sim.certificates import server_context
+from dflare.sim.certificates import Authority
 from dflare.sim.clock import SimClock
 from dflare.sim.config import SimConfig
 from dflare.sim.control import ControlApi
@@ -23,6 +23,9 @@ from dflare.sim.world import World
 
 _FILES_A_DEVICE = 8
 _SPARE_FILES = 512
+_DEVICES_A_CERTIFICATE = 32
+"""A client keeps the names of its peer's certificate with each connection, so one certificate for
+all devices would cost it what no real site does."""
 _log = logging.getLogger("dflare.sim")
 
 
@@ -45,13 +48,14 @@ async def run(config: SimConfig, log_file: Path, ready_file: Path | None) -> Non
     control = ControlApi(world, fabric, clock, truth, faults)
     devices = _device_apps(config, world, fabric)
     ca_file = log_file.with_name("ca.pem")
-    context = server_context([a for _, sites in devices for a, _ in sites], ca_file)
-    sockets = [(app, listen(sites), context) for app, sites in devices]
-    control_sockets = listen([(config.control_address, config.control_port)])
-    servers = [
-        (device_server(app, tls), made)
-        for app, made, tls in (*sockets, (control.app(), control_sockets, None))
-    ]
+    authority = Authority(ca_file)
+    control_site = (config.control_address, config.control_port)
+    servers = [(device_server(control.app(), None), listen([control_site]))]
+    for app, sites in devices:
+        for start in range(0, len(sites), _DEVICES_A_CERTIFICATE):
+            group = sites[start : start + _DEVICES_A_CERTIFICATE]
+            context = authority.server_context(address for address, _ in group)
+            servers.append((device_server(app, context), listen(group)))
     # What stands until the end needs no look from the collector again and again.
     gc.freeze()
     serving = [asyncio.create_task(server.serve(made)) for server, made in servers]

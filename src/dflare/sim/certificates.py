@@ -1,7 +1,4 @@
-"""The simulator's own certificate authority, made anew at each start.
-
-One server certificate covers every device: its subject alternative names are all their addresses.
-"""
+"""The simulator's own certificate authority, made anew at each start."""
 
 import ipaddress
 import ssl
@@ -18,36 +15,41 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 _VALIDITY = timedelta(days=825)
 
 
-def server_context(addresses: Iterable[str], ca_file: Path) -> ssl.SSLContext:
-    """A TLS context for servers at ``addresses``; the authority's certificate goes to ``ca_file``.
+class Authority:
+    """Signs the certificates of devices; its own goes to ``ca_file``.
 
-    P-256 keys keep a handshake short; the authority's key is forgotten at once.
+    P-256 keys keep a handshake short; the authority's key lives as long as this object.
 
     Raises:
         OSError: ``ca_file`` cannot be written.
     """
-    authority_key = ec.generate_private_key(ec.SECP256R1())
-    authority = _authority(authority_key)
-    server_key = ec.generate_private_key(ec.SECP256R1())
-    server = _server(addresses, server_key, authority, authority_key)
-    ca_file.write_bytes(authority.public_bytes(serialization.Encoding.PEM))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # Tickets are stored by clients that never resume; one is enough for those that do.
-    context.num_tickets = 1
-    with TemporaryDirectory() as folder:
-        chain, key = Path(folder, "chain.pem"), Path(folder, "key.pem")
-        chain.write_bytes(server.public_bytes(serialization.Encoding.PEM))
-        key.touch(mode=0o600)
-        key.write_bytes(
-            server_key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
+
+    def __init__(self, ca_file: Path) -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._certificate = _authority(self._key)
+        ca_file.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
+
+    def server_context(self, addresses: Iterable[str]) -> ssl.SSLContext:
+        """A TLS context for servers at ``addresses``, which are its certificate's names."""
+        server_key = ec.generate_private_key(ec.SECP256R1())
+        server = _server(addresses, server_key, self._certificate, self._key)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        # Tickets are stored by clients that never resume; one is enough for those that do.
+        context.num_tickets = 1
+        with TemporaryDirectory() as folder:
+            chain, key = Path(folder, "chain.pem"), Path(folder, "key.pem")
+            chain.write_bytes(server.public_bytes(serialization.Encoding.PEM))
+            key.touch(mode=0o600)
+            key.write_bytes(
+                server_key.private_bytes(
+                    serialization.Encoding.PEM,
+                    serialization.PrivateFormat.PKCS8,
+                    serialization.NoEncryption(),
+                )
             )
-        )
-        context.load_cert_chain(chain, key)
-    return context
+            context.load_cert_chain(chain, key)
+        return context
 
 
 def _authority(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
