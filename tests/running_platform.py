@@ -108,7 +108,7 @@ class PlatformHandle:
             )
             ok(answer)
         token = await asyncio.to_thread(
-            _token_of, self.url, f"{name}-user", f"a long password of {name}"
+            _token_of, self.url, f"{name}-user@{name}", f"a long password of {name}"
         )
         public_key = f"ssh-ed25519 {_key_material(name)} {name}"
         http = httpx.AsyncClient(

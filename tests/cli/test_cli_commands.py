@@ -348,6 +348,45 @@ def test_a_token_is_printed_alone_so_that_it_can_be_piped(stub: Any, cli: Any) -
     assert cli("token", "create", "ci").stdout == "dfl_x\n"
 
 
+def test_a_user_is_shown_with_the_name_to_log_in_with(stub: Any, cli: Any) -> None:
+    ada = {
+        "id": "usr_1",
+        "name": "ada",
+        "organization_id": "org_1",
+        "email": "",
+        "display_name": "Ada",
+        "disabled": False,
+        "created_at": "2026-01-01T00:00:00Z",
+    }
+    stub.answer("GET", "/organizations", pages({"id": "org_1", "name": "acme"}))
+    stub.answer("POST", "/users", JSONResponse(ada, 201))
+    stub.answer("GET", "/users", pages(ada, {**ada, "name": "op", "organization_id": None}))
+    made = cli(
+        *("user", "create", "ada", "--organization", "acme", "--password-stdin"), text="secret\n"
+    )
+    assert (made.exit_code, made.stderr) == (0, "Logs in as ada@acme.\n")
+    listed = json.loads(cli("user", "list", "-o", "json").stdout)
+    assert [user["login"] for user in listed] == ["ada@acme", "op"]
+
+
+def test_a_user_is_disabled_enabled_given_a_password_and_deleted(stub: Any, cli: Any) -> None:
+    path = "/users/ada@acme"
+    stub.answer("GET", path, JSONResponse({"id": "usr_1"}, headers={"ETag": '"3"'}))
+    stub.answer("PATCH", path, {})
+    stub.answer("PUT", f"{path}/password", JSONResponse({}))
+    stub.answer("DELETE", "/users/usr_1", JSONResponse({}))
+    assert cli("user", "disable", "ada@acme").exit_code == 0
+    assert cli("user", "enable", "ada@acme").exit_code == 0
+    asked = [json.loads(body) for _, _, body in stub.asked("PATCH", path)]
+    assert asked == [{"disabled": True}, {"disabled": False}]
+    assert cli("user", "password", "ada@acme", "--password-stdin", text="pw\n").exit_code == 0
+    assert json.loads(stub.asked("PUT", f"{path}/password")[0][2]) == {"password": "pw"}
+    assert cli("user", "delete", "ada@acme").exit_code == 2
+    assert cli("user", "delete", "ada@acme", "--yes").exit_code == 0
+    ((_, headers, _),) = stub.asked("DELETE", "/users/usr_1")
+    assert headers["if-match"] == '"3"'
+
+
 def test_a_project_is_chosen_by_organization_and_name(stub: Any, fresh_cli: Any) -> None:
     stub.answer("GET", "/whoami", {"name": "ada"})
     stub.answer(

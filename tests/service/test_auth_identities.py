@@ -158,7 +158,11 @@ async def test_names_are_unique_where_they_should_be(
             "/v1/projects",
             {"name": callers.project.name, "organization": callers.organization.id},
         ),
-        ("/v1/users", {"name": callers.users["member"].name}),
+        (
+            "/v1/users",
+            {"name": callers.users["member"].name, "organization": callers.organization.id},
+        ),
+        ("/v1/users", {"name": callers.users["operator"].name}),
     ]
     for path, body in same:
         answer = await platform.client.post(path, json=body, headers=headers)
@@ -232,6 +236,58 @@ async def test_an_administrator_gives_roles_to_its_own_people_alone(
     assert await bind("organization_admin", ours, "viewer", project=callers.other_project.id) == 404
     assert await bind("organization_admin", ours, "viewer", organization=home) == 201
     assert await bind("operator", theirs, "viewer", project=project) == 201
+
+
+async def test_making_a_user_tells_nothing_of_other_organizations(
+    platform: AuthPlatform, callers: Callers
+) -> None:
+    theirs = NewUser(fresh("kim"), organization_id=callers.other_organization.id)
+    await platform.service.create_user(SYSTEM, theirs)
+    body = {"name": theirs.name, "organization": callers.organization.id}
+    headers = callers.headers("organization_admin")
+    assert (await platform.client.post("/v1/users", json=body, headers=headers)).status_code == 201
+    again = await platform.client.post("/v1/users", json=body, headers=headers)
+    assert (again.status_code, again.json()["type"].rpartition("/")[2]) == (409, "name-taken")
+    found = (await platform.client.get(f"/v1/users/{theirs.name}", headers=headers)).json()
+    assert found["organization_id"] == callers.organization.id
+    foreign = f"/v1/users/{theirs.name}@{callers.other_organization.name}"
+    assert (await platform.client.get(foreign, headers=headers)).status_code == 404
+
+
+async def test_a_name_that_several_users_have_is_asked_back(
+    platform: AuthPlatform, callers: Callers
+) -> None:
+    name, places = fresh("lou"), (callers.organization, callers.other_organization)
+    users = {
+        f"{name}@{home.name}": await platform.service.create_user(
+            SYSTEM, NewUser(name, organization_id=home.id)
+        )
+        for home in places
+    }
+    binding = {"role": "member", "project": callers.project.id}
+
+    async def bind(caller: str, subject: str) -> httpx.Response:
+        return await platform.client.post(
+            "/v1/role-bindings",
+            json={"subject": subject, **binding},
+            headers=callers.headers(caller),
+        )
+
+    unclear = await bind("operator", name)
+    assert (unclear.status_code, unclear.json()["type"].rpartition("/")[2]) == (
+        409,
+        "ambiguous-name",
+    )
+    assert all(login in unclear.json()["detail"] for login in users)
+    for login, user in users.items():
+        made = await bind("operator", login)
+        assert (made.status_code, made.json()["subject_id"]) == (201, user.id)
+    ours = f"{name}@{places[0].name}"
+    viewer = {"role": "viewer"}
+    binding |= viewer
+    mine = await bind("organization_admin", name)
+    assert (mine.status_code, mine.json()["subject_id"]) == (201, users[ours].id)
+    assert (await bind("organization_admin", f"{name}@{places[1].name}")).status_code == 404
 
 
 async def test_no_role_reaches_beyond_those_who_can_act_in_its_subjects_name(

@@ -31,7 +31,7 @@ from oidc_browser import (
 )
 
 PASSWORD = "correct horse battery"
-USER = "ada"
+USER = "ada@acme"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ async def platform(database_url: str) -> AsyncIterator[AuthPlatform]:
         await running.service.ensure_client(CLIENT, "Test program", loopback)
         await running.service.ensure_client("other", "Other program", loopback)
         organization = await running.service.create_organization(SYSTEM, "acme")
-        user = NewUser(USER, "ada@example.org", "Ada", organization.id, PASSWORD)
+        user = NewUser("ada", "ada@example.org", "Ada", organization.id, PASSWORD)
         await running.service.create_user(SYSTEM, user)
         yield running
 
@@ -317,6 +317,34 @@ async def test_another_client_cannot_use_or_spoil_a_refresh_token(
     token = (await tokens_of(client))["refresh_token"]
     assert (await refresh(client, token, "other")).status_code == 400
     assert (await refresh(client, token)).status_code == 200
+
+
+async def test_users_of_one_name_in_two_organizations_are_two_people(
+    platform: AuthPlatform, client: httpx.AsyncClient
+) -> None:
+    passwords = {f"lee{home}": f"the password of lee{home}" for home in ("", "@north", "@south")}
+    subjects: dict[str, str] = {}
+    for login, password in passwords.items():
+        home = None
+        if "@" in login:
+            name = login.partition("@")[2]
+            home = (await platform.service.create_organization(SYSTEM, name)).id
+        new = NewUser("lee", organization_id=home, password=password)
+        subjects[login] = (await platform.service.create_user(SYSTEM, new)).id
+    for login, password in passwords.items():
+        pkce = Pkce()
+        code = redirected(await log_in(client, authorization(pkce), login, password))["code"]
+        tokens = (await exchange(client, code, pkce)).json()
+        headers = {"Authorization": f"Bearer {tokens['access_token']}"}
+        me = (await client.get("/v1/whoami", headers=headers)).json()
+        assert (me["subject"], me["name"]) == (subjects[login], login)
+        client.cookies.clear()
+        for other in passwords.keys() - {login}:
+            refused = await log_in(client, authorization(Pkce()), other, password)
+            assert refused.status_code == 401
+            assert "belong together" in refused.text
+    nowhere = await log_in(client, authorization(Pkce()), "lee@nowhere", passwords["lee"])
+    assert nowhere.status_code == 401
 
 
 async def test_a_disabled_user_is_out_at_once(

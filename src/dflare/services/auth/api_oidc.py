@@ -78,7 +78,9 @@ def _add_machine_routes(routes: APIRouter, provider: Issuer) -> None:
         user = await shared.store.user(principal.subject)
         if user is None:
             return {"sub": principal.subject}
-        return cast("dict[str, Any]", dict(user_info(user, str(claims.get("scope", "")))))
+        return cast(
+            "dict[str, Any]", dict(user_info(user, principal.name, str(claims.get("scope", ""))))
+        )
 
 
 def _add_authorize(routes: APIRouter, provider: Issuer, logins: Logins, pages: Pages) -> None:

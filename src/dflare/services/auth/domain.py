@@ -60,6 +60,17 @@ def check_name(name: str) -> str:
     return name
 
 
+def login_name(name: str, organization: str | None) -> str:
+    """What a user of an organization (its name), or of the platform, logs in as."""
+    return f"{name}@{organization}" if organization else name
+
+
+def split_login(login: str) -> tuple[str, str | None]:
+    """The names of user and organization in a login name; no organization: of the platform."""
+    name, at, organization = login.strip().partition("@")
+    return name, organization if at else None
+
+
 def check_role(role: Role, organization_id: str | None, project_id: str | None) -> None:
     """Refuse a role where it has no meaning.
 
@@ -247,7 +258,12 @@ class SnapshotAuthorizer:
         if subject is None:
             raise _unauthenticated("the account does not exist or is disabled")
         bindings = self.snapshot.bindings.get(subject_id, ())
-        return Principal(subject.id, subject.kind, subject.name, bindings, token_id)
+        name = self.login_name(subject.name, subject.organization_id)
+        return Principal(subject.id, subject.kind, name, bindings, token_id)
+
+    def login_name(self, name: str, organization_id: str | None) -> str:
+        """What a user of the organization with that id, or of the platform, logs in as."""
+        return login_name(name, self.snapshot.organizations.get(organization_id or ""))
 
     def scope(self, principal: Principal) -> Scope:
         """See ``contract.Authorizer``."""

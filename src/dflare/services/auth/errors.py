@@ -9,6 +9,12 @@ class NotEmptyError(ConflictError):
     slug, title = "not-empty", "Not empty"
 
 
+class AmbiguousNameError(ConflictError):
+    """Users of several organizations have that name."""
+
+    slug, title = "ambiguous-name", "Several users of that name"
+
+
 class WeakPasswordError(ProblemError):
     """The password does not reach the minimum."""
 

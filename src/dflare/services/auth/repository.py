@@ -20,6 +20,7 @@ from dflare.kit.errors import ConflictError, NameTakenError, NotFoundError
 from dflare.kit.feed import FeedEntry, Projection
 from dflare.kit.outbox import AuditRecord, Event
 from dflare.services.auth.contract import Principal, Role, RoleBinding, Scope
+from dflare.services.auth.domain import split_login
 from dflare.services.auth.errors import NotEmptyError
 from dflare.services.auth.policy.snapshot import (
     BindingRow,
@@ -116,6 +117,15 @@ async def find(
     if after is not None:
         query = query.where(model.id > after)
     return (await session.scalars(query.order_by(model.id).limit(limit))).all()
+
+
+def logs_in_as(login: str) -> ColumnElement[bool]:
+    """The condition for the one user of a login name."""
+    name, organization = split_login(login)
+    if organization is None:
+        return (User.name == name) & User.organization_id.is_(None)
+    home = select(Organization.id).where(Organization.name == organization).scalar_subquery()
+    return (User.name == name) & (User.organization_id == home)
 
 
 async def audit_page(
@@ -225,7 +235,7 @@ class SnapshotRows:
                 return [ProjectRow(row.id, row.name, row.organization_id) for row in projects]
             case "user":
                 users = await _named(session, select(User).where(~User.disabled), User.id, ids)
-                return [SubjectRow(row.id, kind, row.name) for row in users]
+                return [SubjectRow(row.id, kind, row.name, row.organization_id) for row in users]
             case "service_account":
                 live = select(ServiceAccount).where(~ServiceAccount.disabled)
                 accounts = await _named(session, live, ServiceAccount.id, ids)

@@ -29,6 +29,7 @@ from dflare.services.auth import domain
 from dflare.services.auth import repository as rows
 from dflare.services.auth.contract import Principal, Role, Scope
 from dflare.services.auth.domain import SnapshotAuthorizer
+from dflare.services.auth.errors import AmbiguousNameError
 from dflare.services.auth.issuer.keys import SigningKeys
 from dflare.services.auth.issuer.logins import kept_password
 from dflare.services.auth.settings import AuthSettings
@@ -148,18 +149,28 @@ class AuthService:
         return found[0]
 
     async def subject(self, scope: Scope, reference: str, *, own: str | None = None) -> Subject:
-        """A user by id or name, or a service account by id.
+        """A user by id, by login name, or by a name that only one user has within the scope, or a
+        service account by id.
 
         Raises:
             NotFoundError: none that the scope covers, and not the subject ``own``.
+            AmbiguousNameError: several users of that name; they are listed.
         """
         async with self._database.transaction("auth") as session:
             if reference.startswith("sa_"):
                 return await rows.get(session, scope, ServiceAccount, reference, own=own)
             named = (User.id == reference) | (User.name == reference)
+            if "@" in reference:
+                named = rows.logs_in_as(reference)
             users = await rows.find(session, scope, User, named, own=own)
         if not users:
             raise rows.not_found(User, reference)
+        if len(users) > 1:
+            logins = [self.authorizer.login_name(u.name, u.organization_id) for u in users]
+            raise AmbiguousNameError(
+                f"{len(users)} users are named {reference}: {', '.join(sorted(logins)[:10])}",
+                next_step="Name the one with its organization, or one of the platform by its id.",
+            )
         return users[0]
 
     async def create_organization(
@@ -245,10 +256,10 @@ class AuthService:
             NameTakenError: it has that role already.
         """
         domain.check_role(role, organization_id, project_id)
-        found = await self.subject(Scope.system("a binding names its subject"), subject)
-        everywhere = by == SYSTEM or domain.scope_of(by).everything
-        if not everywhere and found.organization_id != organization_id:
-            raise rows.not_found(User, subject)
+        scope = Scope.system("a binding names its subject")
+        if by != SYSTEM and not domain.scope_of(by).everything:
+            scope = Scope(organization_ids=frozenset({organization_id} if organization_id else ()))
+        found = await self.subject(scope, subject)
         home = found.project_id if isinstance(found, ServiceAccount) else None
         domain.check_binding(role, found.organization_id, home, project_id)
         grant = self._grant(found.id, role, organization_id, project_id)
@@ -374,7 +385,7 @@ class AuthService:
             ["http://127.0.0.1/callback", "http://[::1]/callback"],
         )
         async with self._database.transaction("auth") as session:
-            operator = await session.scalar(select(User).where(User.name == OPERATOR))
+            operator = await session.scalar(select(User).where(rows.logs_in_as(OPERATOR)))
         if operator is None:
             password = await asyncio.to_thread(kept_password, operator_password_file)
             user = self._user(NewUser(OPERATOR), await domain.hash_password(password))

@@ -55,14 +55,19 @@ class Project(Identified):
 
 
 class User(Identified):
-    """A person. ``organization_id`` is its home, null for people of the platform itself."""
+    """A person. ``organization_id`` is its home, null for people of the platform itself. Its name
+    is unique there, not on the platform: a refusal must not tell one customer who works for
+    another. People log in as ``name@organization``, those of the platform as ``name``."""
 
     __tablename__ = "user"
+    __table_args__ = (
+        UniqueConstraint("organization_id", "name", postgresql_nulls_not_distinct=True),
+    )
 
     organization_id: Mapped[str | None] = mapped_column(
         ForeignKey("auth.organization.id"), index=True
     )
-    name: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
     email: Mapped[str]
     display_name: Mapped[str]
     password_hash: Mapped[str | None]

@@ -70,12 +70,13 @@ def owner_of(shared: Issuance, grant: Grant) -> Owner | None:
     return Owner(user, grant) if user else None
 
 
-def user_info(user: User, scope: str) -> UserInfo:
-    """The claims about a user that ``scope`` asks for (OpenID Connect Core section 5.4)."""
+def user_info(user: User, login: str, scope: str) -> UserInfo:
+    """The claims about a user that ``scope`` asks for (OpenID Connect Core section 5.4). The login
+    name is the one that is unique on the platform."""
     claims: dict[str, Any] = {"sub": user.id}
     words = scope.split()
     if "profile" in words:
-        claims |= {"name": user.display_name, "preferred_username": user.name}
+        claims |= {"name": user.display_name, "preferred_username": login}
     if "email" in words and user.email:
         claims |= {"email": user.email, "email_verified": False}
     return UserInfo(**claims)
@@ -149,7 +150,8 @@ class _IdToken(OpenIDToken):
 
     def generate_user_info(self, user: Owner, scope: str) -> UserInfo:
         """See Authlib."""
-        return user_info(user.user, scope)
+        login = self.shared.authorizer.login_name(user.user.name, user.user.organization_id)
+        return user_info(user.user, login, scope)
 
 
 class CodeIdToken(_IdToken, OpenIDCode):

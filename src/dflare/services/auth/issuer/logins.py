@@ -15,6 +15,7 @@ from dflare.kit.db import Database
 from dflare.kit.outbox import AuditRecord
 from dflare.services.auth import domain
 from dflare.services.auth.errors import LoginRefusedError
+from dflare.services.auth.repository import logs_in_as
 from dflare.services.auth.settings import AuthSettings
 from dflare.services.auth.tables import KIT, User
 
@@ -28,15 +29,16 @@ class Logins:
         self._settings = settings
 
     async def login(self, name: str, password: str) -> User:
-        """The user of a name and password. Failures are counted and lock the account for a time;
-        the answer does not tell which of both was wrong.
+        """The user of a login name (``ada@acme``, or ``ada`` of the platform) and a password.
+        Failures are counted and lock the account for a time; the answer does not tell which of both
+        was wrong.
 
         Raises:
             LoginRefusedError: also where the account is locked or disabled.
         """
         now = self._clock.now()
         async with self._database.transaction("auth") as session:
-            user = await session.scalar(select(User).where(User.name == name))
+            user = await session.scalar(select(User).where(logs_in_as(name)))
         right = await domain.verify_password(user.password_hash if user else None, password)
         locked = user is not None and user.locked_until is not None and user.locked_until > now
         if user is not None and right and not locked and not user.disabled:
@@ -49,7 +51,8 @@ class Logins:
             await self._count(user, "deny", now, failed_logins=failures, locked_until=until)
         raise LoginRefusedError(
             "name and password do not belong together, or the account is locked",
-            next_step="Check both, or wait some minutes and try again.",
+            next_step="Check both, or wait some minutes and try again. "
+            "People of an organization log in as NAME@ORGANIZATION.",
         )
 
     async def _count(self, user: User, decision: str, now: datetime, **values: Any) -> None:

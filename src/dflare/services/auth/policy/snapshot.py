@@ -48,11 +48,13 @@ class ProjectRow:
 
 @dataclass(frozen=True)
 class SubjectRow:
-    """A user or service account (``kind``) that is not disabled."""
+    """A user or service account (``kind``) that is not disabled. ``organization_id`` is that of a
+    user who has to name it to log in."""
 
     id: str
     kind: str
     name: str
+    organization_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ class Snapshot:
         self.bindings: dict[str, tuple[RoleBinding, ...]] = {}
         self.tokens: dict[bytes, TokenRow] = {}
         self.keys: dict[str, RSAKey] = {}
+        self.organizations: dict[str, str] = {}
         self.projects: dict[str, ProjectRef] = {}
         self.projects_by_name: dict[str, list[ProjectRef]] = {}
 
@@ -153,7 +156,7 @@ class Snapshot:
             self._index_projects()
 
     def _index_projects(self) -> None:
-        names = {
+        self.organizations = names = {
             row.id: row.name
             for row in self._rows["organization"].values()
             if isinstance(row, OrganizationRow)

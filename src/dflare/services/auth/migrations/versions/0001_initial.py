@@ -219,7 +219,12 @@ def upgrade() -> None:
             ["auth.organization.id"],
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_user")),
-        sa.UniqueConstraint("name", name=op.f("uq_user_name")),
+        sa.UniqueConstraint(
+            "organization_id",
+            "name",
+            name=op.f("uq_user_organization_id_name"),
+            postgresql_nulls_not_distinct=True,
+        ),
         schema="auth",
     )
     op.create_index(
