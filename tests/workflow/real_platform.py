@@ -263,7 +263,6 @@ async def real_platform(
         ]
         await worker.serve(central, platforms[0])
         await site_worker.serve(at_site, platforms[1])
-        stack.push_async_callback(platforms[1].close_clients)
         await relay.serve(forwarding)
         orchestrator = OrchestratorService(database, SystemClock())
         common = (database, SystemClock(), Sealer.from_file(folder / "master-key"), AllowAll())

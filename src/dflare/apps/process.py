@@ -26,6 +26,9 @@ from dflare.kit.temporal import connect
 EXIT_SETTINGS = 78
 """``EX_CONFIG`` of sysexits.h: the environment is at fault, starting again does not help."""
 
+CLOSE_WITHIN_S = 5.0
+"""How long each closing work of a process may take."""
+
 COLLECT_AFTER = (20_000, 20, 50)
 """Objects that make the collector look at the youngest, and how often the older ones follow."""
 
@@ -46,6 +49,9 @@ class Process:
     services: frozenset[str] = frozenset()
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     failure: BaseException | None = None
+    closing: list[Callable[[], Awaitable[None]]] = field(
+        default_factory=list[Callable[[], Awaitable[None]]]
+    )
 
     def serves(self, service: str) -> bool:
         """Whether this process is to serve ``service``."""
@@ -56,6 +62,23 @@ class Process:
         task = asyncio.create_task(work, name=name)
         self.tasks.add(task)
         task.add_done_callback(self._ended)
+
+    def at_end(self, close: Callable[[], Awaitable[None]]) -> None:
+        """Have ``close`` called when all tasks have ended; what was given last comes first."""
+        self.closing.append(close)
+
+    async def close(self) -> None:
+        """End every task, then do the closing works. One that fails or hangs keeps none of the
+        others from being done."""
+        for task in list(self.tasks):
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        while self.closing:
+            close = self.closing.pop()
+            try:
+                await asyncio.wait_for(close(), CLOSE_WITHIN_S)
+            except Exception as error:
+                telemetry.log.warning("not_closed", process=self.name, error=repr(error))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
@@ -95,9 +118,7 @@ async def running_process(
     try:
         yield process
     finally:
-        for task in list(process.tasks):
-            task.cancel()
-        await asyncio.gather(*process.tasks, return_exceptions=True)
+        await process.close()
         try:
             await asyncio.wait_for(spans.flush(process.database), 2)
         except Exception as error:

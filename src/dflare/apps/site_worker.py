@@ -18,6 +18,7 @@ async def serve(process: Process, platform: Platform | None = None) -> None:
     """Start the agents' API and follow the declared sites."""
     platform = platform or Platform(process)
     settings = process.settings
+    process.at_end(platform.close_clients)
     if process.serves("baremetal"):
         await serve_http(
             process, platform.agent_app(), settings.agent_host, settings.agent_port, "agent-api"

@@ -344,9 +344,12 @@ class Platform:
         }
 
     async def close_clients(self) -> None:
-        """Close the connections to devices, after the tasks that use them."""
-        await self.bmc.close()
-        await self.fabric_rest.close()
+        """Close the connections to devices, after the tasks that use them. A client that was never
+        used is not made for that."""
+        if "bmc" in vars(self):
+            await self.bmc.close()
+        if "fabric_rest" in vars(self):
+            await self.fabric_rest.close()
 
     async def site_ids(self) -> list[str]:
         """The declared sites."""
