@@ -8,8 +8,9 @@ from fastapi.responses import JSONResponse
 from sqlalchemy import text
 
 import dflare
-from dflare.apps import events
-from dflare.apps.http import BodyLimit, serve_http
+from dflare.apps import events, wiring_api
+from dflare.apps.body_limit import BodyLimit
+from dflare.apps.http import serve_http
 from dflare.apps.process import Process, run_process
 from dflare.apps.wiring import Platform
 from dflare.kit import problem
@@ -45,11 +46,11 @@ def build_app(platform: Platform, hub: events.EventHub, lag: LoopLag | None = No
         return await platform.authorizer.authenticate(token)
 
     v1 = APIRouter(prefix="/v1")
-    for router in platform.routers(principal):
+    for router in wiring_api.routers(platform, principal):
         v1.include_router(router)
     v1.include_router(events.router(hub, platform.authorizer, principal))
     app.include_router(v1)
-    for router in platform.root_routers():
+    for router in wiring_api.root_routers(platform):
         app.include_router(router)
 
     @app.get("/healthz", include_in_schema=False)

@@ -10,10 +10,10 @@ import os
 from pathlib import Path
 
 import dflare
+from dflare.apps.deployables import SERVICES
 from dflare.kit.migrations import new_revision, run_upgrade
 
 _ROOT = Path(dflare.__file__).parent
-SERVICES = ("auth", "baremetal", "clusters", "metering", "network", "orchestrator")
 
 
 def locations() -> dict[str, Path]:

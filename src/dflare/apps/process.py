@@ -14,7 +14,7 @@ from typing import Any
 import uvloop
 from temporalio.client import Client
 
-from dflare.apps.migrate import SERVICES
+from dflare.apps.deployables import SERVICES
 from dflare.kit import telemetry
 from dflare.kit.clock import Clock, SystemClock
 from dflare.kit.db import Database

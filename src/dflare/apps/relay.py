@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 
 from sqlalchemy import Executable, exists, literal, select, union_all
 
-from dflare.apps.migrate import SERVICES
+from dflare.apps.deployables import SERVICES
 from dflare.apps.process import Process, run_process
 from dflare.kit.db import Database
 from dflare.kit.feed import COPY_BATCH, copy_events

@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter
 from starlette.applications import Starlette
 
 from dflare.apps.process import Process
@@ -25,16 +24,13 @@ from dflare.kit.feed import Projection
 from dflare.kit.operation_activities import OperationActivities
 from dflare.kit.steps import CutHook, Step, StepRunner
 from dflare.kit.tables import KitTables
-from dflare.services.auth import api as auth_api
-from dflare.services.auth import api_oidc
 from dflare.services.auth import repository as auth_repository
-from dflare.services.auth.contract import Authorizer, Principal
+from dflare.services.auth.contract import Authorizer
 from dflare.services.auth.reconciler import AuthReconciler
 from dflare.services.auth.service import AuthService
 from dflare.services.auth.settings import AuthSettings
 from dflare.services.auth.tables import KIT as AUTH
 from dflare.services.baremetal import activities as baremetal_activities
-from dflare.services.baremetal import api as baremetal_api
 from dflare.services.baremetal import projections as baremetal_projections
 from dflare.services.baremetal.agent_sessions import AgentSessions
 from dflare.services.baremetal.api_agent import AgentApi
@@ -45,31 +41,21 @@ from dflare.services.baremetal.settings import BaremetalSettings
 from dflare.services.baremetal.steps.base import StepParts
 from dflare.services.baremetal.tables import KIT as BAREMETAL
 from dflare.services.clusters import activities as clusters_activities
-from dflare.services.clusters import api as clusters_api
-from dflare.services.clusters.service import ClusterService
-from dflare.services.clusters.service_keys import KeyService
 from dflare.services.clusters.tables import KIT as CLUSTERS
 from dflare.services.metering import activities as metering_activities
-from dflare.services.metering import api as metering_api
-from dflare.services.metering import api_audits as metering_api_audits
 from dflare.services.metering.reconciler import UsageAuditor
-from dflare.services.metering.service import MeteringService
-from dflare.services.metering.service_audits import AuditService
 from dflare.services.metering.settings import MeteringSettings
 from dflare.services.metering.tables import KIT as METERING
 from dflare.services.network import activities as network_activities
-from dflare.services.network import api as network_api
 from dflare.services.network import projections as network_projections
 from dflare.services.network.ethernet import EthernetFabric
 from dflare.services.network.infiniband import InfinibandFabric
 from dflare.services.network.reconciler import Tools
-from dflare.services.network.service import NetworkService
 from dflare.services.network.settings import NetworkSettings
 from dflare.services.network.signals import Signals
 from dflare.services.network.supervisor import Supervisor
 from dflare.services.network.tables import KIT as NETWORK
 from dflare.services.orchestrator import activities as orchestrator_activities
-from dflare.services.orchestrator import api as orchestrator_api
 from dflare.services.orchestrator import projections as orchestrator_projections
 from dflare.services.orchestrator.service import OrchestratorService
 from dflare.services.orchestrator.service_usage import AllocationUsage
@@ -204,40 +190,6 @@ class Platform:
             signals=self.signals,
             holder=f"{socket.gethostname()}/{os.getpid()}",
         )
-
-    def routers(self, principal: Callable[..., Awaitable[Principal]]) -> list[APIRouter]:
-        """The API of every service, to be mounted at ``/v1``."""
-        process = self.process
-        clusters = ClusterService(
-            process.database, process.clock, process.sealer, self.authorizer, self.orchestrator
-        )
-        keys = KeyService(process.database, process.clock, process.sealer, self.authorizer)
-        metering = MeteringService(process.database, process.clock, self.authorizer)
-        audits = AuditService(process.database, process.clock, self.authorizer)
-        network = NetworkService(process.database, process.clock, self.authorizer)
-        return [
-            baremetal_api.router(self.baremetal, self.authorizer, principal),
-            network_api.router(network, self.authorizer, principal),
-            clusters_api.router(clusters, keys, self.authorizer, principal),
-            orchestrator_api.router(self.orchestrator, ORDERING, self.authorizer, principal),
-            metering_api.router(metering, self.authorizer, principal),
-            metering_api_audits.router(audits, principal),
-            # Last: its path of a project takes ``organization/name`` and so any longer path.
-            auth_api.router(self.auth, self.authorizer, principal),
-        ]
-
-    def root_routers(self) -> list[APIRouter]:
-        """The issuer's routes, whose places the standards fix."""
-        process = self.process
-        return [
-            api_oidc.router(
-                self.auth,
-                process.database,
-                process.sealer,
-                process.clock,
-                issuer=process.settings.public_url,
-            )
-        ]
 
     async def start_gateway(self) -> None:
         """Make what the first start needs, load the policy snapshot and keep it current."""

@@ -4,8 +4,7 @@ import base64
 from collections.abc import Sequence
 from typing import Annotated, Generic, TypeVar
 
-from fastapi import Query
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from dflare.kit.errors import InvalidError
 
@@ -13,8 +12,8 @@ MAX_LIMIT = 500
 
 T = TypeVar("T")
 
-Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Items a page")]
-Cursor = Annotated[str | None, Query(description="`next_cursor` of the page before")]
+Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT, description="Items a page")]
+Cursor = Annotated[str | None, Field(description="`next_cursor` of the page before")]
 
 
 class Page(BaseModel, Generic[T]):

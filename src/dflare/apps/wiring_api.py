@@ -1,0 +1,58 @@
+"""Joins the services' APIs to a platform. Apart from ``wiring``: only a gateway serves them, and
+the frameworks of an API take a second to load."""
+
+from collections.abc import Awaitable, Callable
+
+from fastapi import APIRouter
+
+from dflare.apps.wiring import ORDERING, Platform
+from dflare.services.auth import api as auth_api
+from dflare.services.auth import api_oidc
+from dflare.services.auth.contract import Principal
+from dflare.services.baremetal import api as baremetal_api
+from dflare.services.clusters import api as clusters_api
+from dflare.services.clusters.service import ClusterService
+from dflare.services.clusters.service_keys import KeyService
+from dflare.services.metering import api as metering_api
+from dflare.services.metering import api_audits as metering_api_audits
+from dflare.services.metering.service import MeteringService
+from dflare.services.metering.service_audits import AuditService
+from dflare.services.network import api as network_api
+from dflare.services.network.service import NetworkService
+from dflare.services.orchestrator import api as orchestrator_api
+
+
+def routers(platform: Platform, principal: Callable[..., Awaitable[Principal]]) -> list[APIRouter]:
+    """The API of every service, to be mounted at ``/v1``."""
+    process = platform.process
+    clusters = ClusterService(
+        process.database, process.clock, process.sealer, platform.authorizer, platform.orchestrator
+    )
+    keys = KeyService(process.database, process.clock, process.sealer, platform.authorizer)
+    metering = MeteringService(process.database, process.clock, platform.authorizer)
+    audits = AuditService(process.database, process.clock, platform.authorizer)
+    network = NetworkService(process.database, process.clock, platform.authorizer)
+    return [
+        baremetal_api.router(platform.baremetal, platform.authorizer, principal),
+        network_api.router(network, platform.authorizer, principal),
+        clusters_api.router(clusters, keys, platform.authorizer, principal),
+        orchestrator_api.router(platform.orchestrator, ORDERING, platform.authorizer, principal),
+        metering_api.router(metering, platform.authorizer, principal),
+        metering_api_audits.router(audits, principal),
+        # Last: its path of a project takes ``organization/name`` and so any longer path.
+        auth_api.router(platform.auth, platform.authorizer, principal),
+    ]
+
+
+def root_routers(platform: Platform) -> list[APIRouter]:
+    """The issuer's routes, whose places the standards fix."""
+    process = platform.process
+    return [
+        api_oidc.router(
+            platform.auth,
+            process.database,
+            process.sealer,
+            process.clock,
+            issuer=process.settings.public_url,
+        )
+    ]
