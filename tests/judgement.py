@@ -8,12 +8,14 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import ROUND_CEILING, ROUND_HALF_UP, Decimal
 from typing import Any
 
 from running_platform import PlatformHandle, Tenant
 
 CENT = Decimal("0.01")
+CENTS_FROM_LOG = 6
+"""Cents that the log alone must account for, where it is to give a bill."""
 POOL_DEADLINE_S = 90
 NEVER = datetime.min.replace(tzinfo=UTC)
 
@@ -29,11 +31,11 @@ class Order:
 
 @dataclass
 class Tenancy:
-    """One order's life. Times are UTC wall time of this machine, which the simulator shares.
+    """One order's life. Times are UTC wall time, all of them out of the simulator's log.
 
-    ``booted_at`` is when the tenant's system of each node came up, by the simulator's log;
-    ``seen_ready_at`` when the test saw the order succeed; ``release_asked`` the log's markers right
-    before and right after the request of release.
+    ``booted_at`` is when the tenant's system of each node came up; ``seen_ready_at`` the marker of
+    the tenant that was told of the order's success; ``release_asked`` the markers right before and
+    right after the request of release.
     """
 
     tenant: Tenant
@@ -64,23 +66,37 @@ class Story:
     pools_during: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
     pools_after: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
     node_states_after: list[str] = field(default_factory=list[str])
+    audit: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 async def live_through(
-    platform: PlatformHandle, orders: Sequence[Order], deadline_s: float = 120
+    platform: PlatformHandle,
+    orders: Sequence[Order],
+    deadline_s: float = 120,
+    long: Order | None = None,
 ) -> Story:
-    """Order for all tenants at once, write secrets, release all at once, wait for the pools."""
+    """Order for all tenants at once, write secrets, release all at once, wait for the pools.
+
+    ``long`` is taken before all others and given back after them, at a moment at which the log
+    alone says how many cents it costs.
+    """
     reach_before = await platform.sim.reachability()
+    prices = {t.name: t.price_per_node_hour for t in platform.document.node_types}
+    every = [*([long] if long else []), *orders]
     tenants = [
-        await platform.tenant(order.tenant, {order.node_type: order.count}) for order in orders
+        await platform.tenant(order.tenant, {order.node_type: order.count}) for order in every
     ]
-    tenancies = await asyncio.gather(
-        *(_take(platform, t, o, deadline_s) for t, o in zip(tenants, orders, strict=True))
+    tenancies = [await _take(platform, tenants[0], long, deadline_s)] if long else []
+    tenancies += await asyncio.gather(
+        *(
+            _take(platform, tenant, order, deadline_s)
+            for tenant, order in zip(tenants[len(tenancies) :], orders, strict=True)
+        )
     )
     await _note_boots(platform, tenancies)
     story = Story(
-        tenancies=list(tenancies),
-        prices={t.name: t.price_per_node_hour for t in platform.document.node_types},
+        tenancies=tenancies,
+        prices=prices,
         every_host=frozenset(node.name for node in platform.document.nodes),
         reach_before=reach_before,
         reach_during=await platform.sim.reachability(),
@@ -88,12 +104,19 @@ async def live_through(
         secrets_during={t.secret: await _keep_secret(platform, t) for t in tenancies},
         pools_during=await platform.pools(),
     )
-    await asyncio.gather(*(_give_back(platform, t, deadline_s) for t in tenancies))
+    short = tenancies[1:] if long else tenancies
+    await asyncio.gather(*(_give_back(platform, t, deadline_s) for t in short))
+    if long:
+        # What has to be waited for in any case makes the long tenancy longer.
+        await platform.until_available(len(story.every_host) - long.count)
+        await asyncio.sleep(seconds_to_a_certain_bill(tenancies[0], prices, datetime.now(UTC)))
+        await _give_back(platform, tenancies[0], deadline_s)
     story.reach_after = await platform.sim.reachability()
     story.hosts_after = await platform.sim.hosts()
     for tenancy in tenancies:
         story.secrets_after += await platform.sim.find(tenancy.secret)
         await _note_bill(platform, tenancy)
+    story.audit = await platform.audit_usage()
     await platform.until_available(len(story.every_host))
     story.node_states_after = [node["state"] for node in await platform.nodes()]
     story.pools_after = await _until_free(platform)
@@ -105,7 +128,9 @@ async def _take(
 ) -> Tenancy:
     operation = await platform.order(tenant, "line", order.node_type, order.count)
     await platform.wait(operation, deadline_s=deadline_s)
-    seen = datetime.now(UTC)
+    seen = datetime.fromisoformat(
+        (await platform.sim.mark(f"{tenant.name} was told of its nodes"))["at_wall"]
+    )
     cluster = await platform.cluster(tenant, "line")
     nodes = frozenset(node["name"] for node in cluster["nodes"])
     return Tenancy(tenant, order, nodes, f"secret of {tenant.name} {operation['id']}", seen)
@@ -282,17 +307,58 @@ def _assert_within_log(tenancy: Tenancy, prices: Mapping[str, Decimal]) -> None:
     """The bill is no less than from the order's success to the marker before the request of
     release, and no more than from the boot of each node to the marker after it."""
     price = prices[tenancy.order.node_type]
-    asked, had_asked = tenancy.release_asked
-    least = _seconds(tenancy.seen_ready_at, asked) * len(tenancy.nodes)
-    most = sum((_seconds(at, had_asked) for at in tenancy.booted_at.values()), Decimal(0))
-    billed = sum(
-        (Decimal(amount) for i in tenancy.invoices.values() for amount in i["totals"].values()),
-        Decimal(0),
-    )
+    least, most = log_bounds(tenancy, *tenancy.release_asked)
+    billed = _billed(tenancy)
     assert billed > 0, "nothing was billed, so nothing was judged"
     # One cent a month for rounding.
     slack = CENT * len(tenancy.invoices)
     assert _money(least, price) - slack <= billed <= _money(most, price) + slack
+
+
+def assert_log_alone_gives_the_bill(tenancy: Tenancy, prices: Mapping[str, Decimal]) -> None:
+    """The invoice is the one number of cents that the simulator's log and the price allow: however
+    the hand-over lies between boot and the tenant's marker, and the end of usage between the two
+    markers of the release, the bill is the same."""
+    price = prices[tenancy.order.node_type]
+    least, most = (_money(one, price) for one in log_bounds(tenancy, *tenancy.release_asked))
+    assert least == most, f"the log allows {least} to {most}: it does not say what is to be paid"
+    assert least >= CENTS_FROM_LOG * CENT, "too little for a cent to tell anything"
+    assert len(tenancy.invoices) == 1, "a month ended in the middle: each of two bills is rounded"
+    assert _billed(tenancy) == least
+
+
+def assert_audited_clean(story: Story) -> None:
+    """The product's own audit compared every tenant's node with its allocation, and agrees."""
+    nodes = sum(len(tenancy.nodes) for tenancy in story.tenancies)
+    assert (story.audit["state"], story.audit["findings"]) == ("clean", 0), story.audit
+    assert story.audit["allocations"] == story.audit["entries"] == nodes
+
+
+def log_bounds(tenancy: Tenancy, asked: datetime, had_asked: datetime) -> tuple[Decimal, Decimal]:
+    """The fewest and the most node-seconds that the log allows for a release asked for between
+    two moments."""
+    least = _seconds(tenancy.seen_ready_at, asked) * len(tenancy.nodes)
+    most = sum((_seconds(at, had_asked) for at in tenancy.booted_at.values()), Decimal(0))
+    return least, most
+
+
+def seconds_to_a_certain_bill(
+    tenancy: Tenancy, prices: Mapping[str, Decimal], now: datetime
+) -> float:
+    """How long to wait with the request of release until what the log leaves open lies in the
+    middle of one cent, after at least ``CENTS_FROM_LOG``."""
+    per_s = prices[tenancy.order.node_type] * len(tenancy.nodes) / 3600
+    least, most = log_bounds(tenancy, now, now)
+    middle = (least + most) / 2 * prices[tenancy.order.node_type] / 3600
+    wanted = max((middle / CENT).to_integral_value(ROUND_CEILING), Decimal(CENTS_FROM_LOG + 1))
+    return float((wanted * CENT - middle) / per_s)
+
+
+def _billed(tenancy: Tenancy) -> Decimal:
+    return sum(
+        (Decimal(amount) for i in tenancy.invoices.values() for amount in i["totals"].values()),
+        Decimal(0),
+    )
 
 
 def _interval(one: Mapping[str, Any]) -> tuple[datetime, datetime]:

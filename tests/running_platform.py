@@ -300,6 +300,18 @@ class PlatformHandle:
         """The draft invoice of a month."""
         return ok(await tenant.http.get(f"/v1/projects/{tenant.project_id}/invoices/{month}"))
 
+    async def audit_usage(self, deadline_s: float = 120) -> dict[str, Any]:
+        """Ask for an audit of the ledger and wait for its end."""
+        audit = ok(await self.operator.post("/v1/audits/usage:run"))
+
+        async def ended() -> bool:
+            nonlocal audit
+            audit = ok(await self.operator.get(f"/v1/audits/usage/{audit['id']}"))
+            return audit["state"] in {"clean", "found"}
+
+        await self.until(ended, deadline_s)
+        return audit
+
     # --- processes -----------------------------------------------------------------------------
 
     def kill(self, component: str) -> int:

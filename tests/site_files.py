@@ -10,7 +10,7 @@ from pathlib import Path
 from dflare.embedded.layout import Layout
 from dflare.embedded.ports import free_port
 from dflare.site.document import NodeType, SiteDocument
-from dflare.site.layout import LayoutOptions, SimPorts
+from dflare.site.layout import LayoutOptions, PlannedNode, SimPorts, lay_out
 from dflare.site.load import load_site
 from dflare.site.render import render_data, write_private, write_site
 from dflare.site.simulator_file import simulator_config
@@ -27,7 +27,8 @@ class PlatformWish:
 
     ``times`` replaces durations of simulated hardware (seconds of the site's clock, ``speed`` of
     which pass in one of wall time); without it hardware answers at once and the speed is 1.
-    ``environment`` goes to every process.
+    ``environment`` goes to every process. ``more_kinds`` adds nodes that are alike but for the name
+    and the price of their type: how many, and the price per node and hour, by that name.
     """
 
     nodes: int = 16
@@ -37,6 +38,7 @@ class PlatformWish:
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     cooldown_s: int = 1
     price_per_node_hour: str | None = None
+    more_kinds: Mapping[str, tuple[int, str]] = field(default_factory=dict[str, tuple[int, str]])
 
     def write(self, layout: Layout) -> SiteDocument:
         """Write both files; returns the site."""
@@ -79,9 +81,10 @@ def _write_synthetic(layout: Layout, wish: PlatformWish) -> SiteDocument:
         address_base=IPv4Address(SYNTHETIC_BASE),
         cooldown_s=wish.cooldown_s,
     )
-    document = synthetic_site(wish.nodes, options=options)
+    document = _with_kinds(synthetic_site(wish.nodes, options=options), wish, options)
     if wish.price_per_node_hour is not None:
-        priced = tuple(_priced(one, wish.price_per_node_hour) for one in document.node_types)
+        first, *others = document.node_types
+        priced = (_priced(first, wish.price_per_node_hour), *others)
         document = document.model_copy(update={"node_types": priced})
     hardware_time = "normal" if wish.times else "zero"
     config = simulator_config(document, ports, speed=wish.speed, hardware_time=hardware_time)
@@ -90,6 +93,17 @@ def _write_synthetic(layout: Layout, wish: PlatformWish) -> SiteDocument:
     write_private(layout.simulator_file, render_data(config))
     write_site(layout.site_file, document)
     return document
+
+
+def _with_kinds(document: SiteDocument, wish: PlatformWish, options: LayoutOptions) -> SiteDocument:
+    if not wish.more_kinds:
+        return document
+    kind = document.node_types[0]
+    planned = [PlannedNode(node.name, kind) for node in document.nodes]
+    for name, (count, price) in wish.more_kinds.items():
+        other = _priced(kind.model_copy(update={"name": name}), price)
+        planned += [PlannedNode(f"{name}-{number}", other) for number in range(count)]
+    return lay_out(planned, options)
 
 
 def _priced(node_type: NodeType, price: str) -> NodeType:

@@ -1,7 +1,7 @@
 """The judge condemns what it must: without this, a line that passes would mean little."""
 
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 import httpx
@@ -105,3 +105,47 @@ def test_usage_before_the_boot_or_after_the_request_is_condemned() -> None:
     tenancy.release_asked = (START, START + timedelta(seconds=60))
     with pytest.raises(AssertionError):
         judgement.assert_usage_is_true(tenancy)
+
+
+CHEAP = {"h100-8": Decimal("4.50")}
+
+
+def _cheap(amount: str) -> Tenancy:
+    """Two nodes for about 40 seconds, whose hand-over may lie anywhere in a second."""
+    tenancy = _tenancy("a", "b")
+    tenancy.seen_ready_at = START + timedelta(seconds=1)
+    asked = START + timedelta(seconds=40.4)
+    tenancy.release_asked = (asked, asked + timedelta(milliseconds=100))
+    tenancy.invoices["2026-03"] = {"totals": {"EUR": amount}}
+    return tenancy
+
+
+def test_the_bill_that_the_log_alone_gives_is_acquitted() -> None:
+    judgement.assert_log_alone_gives_the_bill(_cheap("0.10"), CHEAP)
+
+
+@pytest.mark.parametrize("amount", ["0.09", "0.11"])
+def test_a_bill_that_is_a_cent_off_the_logs_is_condemned(amount: str) -> None:
+    with pytest.raises(AssertionError):
+        judgement.assert_log_alone_gives_the_bill(_cheap(amount), CHEAP)
+
+
+def test_a_log_that_leaves_open_what_is_to_be_paid_gives_no_bill() -> None:
+    tenancy = _cheap("0.10")
+    asked, had_asked = tenancy.release_asked
+    tenancy.release_asked = (asked + timedelta(seconds=2), had_asked + timedelta(seconds=2))
+    with pytest.raises(AssertionError, match="the log allows"):
+        judgement.assert_log_alone_gives_the_bill(tenancy, CHEAP)
+
+
+@pytest.mark.parametrize("passed_s", [0.0, 5.0, 30.0, 41.3, 100.7])
+def test_a_release_at_the_right_moment_leaves_one_bill(passed_s: float) -> None:
+    tenancy = _cheap("")
+    now = tenancy.seen_ready_at + timedelta(seconds=passed_s)
+    asked = now + timedelta(seconds=judgement.seconds_to_a_certain_bill(tenancy, CHEAP, now))
+    tenancy.release_asked = (asked, asked + timedelta(seconds=0.5))
+    cents = [
+        (node_s * CHEAP["h100-8"] / 36).to_integral_value(ROUND_HALF_UP)
+        for node_s in judgement.log_bounds(tenancy, *tenancy.release_asked)
+    ]
+    assert cents[0] == cents[1] >= judgement.CENTS_FROM_LOG
