@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from dflare.cli.local import without_password
 from dflare.cli.main import app
-from dflare.embedded import control, doctor
+from dflare.embedded import control
 from dflare.embedded.doctor import Finding, Verdict, examine
 from dflare.embedded.layout import Layout
 from dflare.embedded.options import UpOptions
@@ -57,7 +57,7 @@ def test_little_disk_is_told_before_it_is_full(
     layout: Layout, monkeypatch: pytest.MonkeyPatch, free_mib: int, verdict: Verdict
 ) -> None:
     usage = Usage(total=10**12, used=0, free=free_mib * 1024**2)
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     finding = findings_of(layout)["disk"]
     assert finding.verdict is verdict
     assert bool(finding.advice) == (verdict is not Verdict.OK)

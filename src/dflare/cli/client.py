@@ -287,10 +287,13 @@ class Api:
         except ValueError:
             document = None
         if not isinstance(document, dict):
+            way = "Check the URL: it is the one that `dflare up` prints as api."
+            if response.status_code >= 500:
+                way = "Repeat it later; an operator looks with `dflare doctor` and `dflare logs`."
             raise CliError(
                 f"{response.request.method} {response.url} answered {response.status_code} "
                 "and no JSON",
-                next_step="Check the URL: it is the one that `dflare up` prints as api.",
+                next_step=way,
             )
         found = cast("Json", document)
         if response.is_success:

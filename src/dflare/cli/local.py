@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dflare.embedded.disk import running_warning
 from dflare.embedded.layout import DATA_DIR_VARIABLE, Layout
 
 if TYPE_CHECKING:
@@ -255,7 +256,9 @@ def _print_urls(console: Console, layout: Layout, state: "SupervisorState") -> N
         table.add_row(name, without_password(url))
     table.add_row("data", str(layout.root))
     console.print(table, highlight=False, soft_wrap=True)
-    for warning in state.warnings:
+    warnings = [text for text in state.warnings if str(layout.root) not in text]
+    # A full disk keeps the supervisor from writing what it sees, so the disk is looked at here.
+    for warning in (*warnings, *filter(None, [running_warning(layout.root)])):
         console.print(f"Warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from dflare.embedded.disk import start_refusal
 from dflare.embedded.identity import ProcessIdentity
 from dflare.embedded.layout import Layout
 from dflare.embedded.options import UpOptions
@@ -62,6 +63,9 @@ def up(layout: Layout, options: UpOptions, *, timeout_s: float = UP_TIMEOUT_S) -
         state = _wait_until_ready(layout, None, began + timeout_s)
         if state is not None:
             return Started(state, already_running=True, took_s=time.monotonic() - began)
+    if refusal := start_refusal(layout.root):
+        # Said before anything is made, so that a disk that is too small holds nothing of us.
+        raise StartError(refusal)
     try:
         layout.create()
         options.write(layout.options_file)

@@ -1,11 +1,11 @@
 """Looks at the machine and a data directory and says what is wrong and what to do."""
 
 import asyncio
+import errno
 import importlib.util
 import locale
 import os
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -14,13 +14,18 @@ from enum import StrEnum
 from pathlib import Path
 
 from dflare.embedded.control import running_supervisor
+from dflare.embedded.disk import (
+    LEAST_DISK_BYTES,
+    LOW_DISK_BYTES,
+    MIB,
+    existing_parent,
+    free_bytes,
+)
 from dflare.embedded.layout import Layout
 from dflare.embedded.os_user import OsUserError, launch_prefix, ordinary_user
-from dflare.embedded.plan import LEAST_DISK_BYTES
 from dflare.embedded.ports import PortTakenError, free_port
 from dflare.embedded.postgres import PostgresInitError, answers, program
 from dflare.embedded.state import SupervisorState, read_state
-from dflare.embedded.supervisor import LOW_DISK_BYTES
 from dflare.embedded.temporal import TemporalMissingError, speaks_grpc
 from dflare.embedded.temporal import program as temporal_program
 
@@ -110,16 +115,19 @@ def _programs() -> Iterable[Finding]:
 
 
 def _directory(layout: Layout) -> Iterable[Finding]:
-    place = _existing_parent(layout.root)
+    place = existing_parent(layout.root)
     probe = place / f".dflare-doctor-{os.getpid()}"
     try:
         probe.write_text("x")
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         yield Finding(
             "data directory",
             Verdict.FAIL,
             f"{place} cannot be written: {error.strerror}",
-            "Choose another place by --data-dir, or give this one to your user.",
+            "Free some space there; what runs goes on by itself then."
+            if full
+            else "Choose another place by --data-dir, or give this one to your user.",
         )
     else:
         yield Finding("data directory", Verdict.OK, f"{layout.root} can be written")
@@ -135,8 +143,8 @@ def _directory(layout: Layout) -> Iterable[Finding]:
 
 
 def _disk(layout: Layout) -> Iterable[Finding]:
-    free = shutil.disk_usage(_existing_parent(layout.root)).free
-    text = f"{free / 1024**3:.1f} GiB free"
+    free = free_bytes(layout.root)
+    text = f"{free / 1024**3:.1f} GiB free" if free >= LOW_DISK_BYTES else f"{free // MIB} MiB free"
     if free < LEAST_DISK_BYTES:
         yield Finding("disk", Verdict.FAIL, text, "Free some space; the stores need 200 MiB.")
     elif free < LOW_DISK_BYTES:
@@ -250,7 +258,3 @@ async def _ask_stores(state: SupervisorState) -> dict[str, bool]:
         address = state.urls["temporal"]
         answers_of["temporal"] = await speaks_grpc(address)
     return answers_of
-
-
-def _existing_parent(path: Path) -> Path:
-    return next(place for place in (path, *path.parents) if place.is_dir())

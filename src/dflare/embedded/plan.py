@@ -3,7 +3,6 @@
 import errno
 import functools
 import re
-import shutil
 import signal
 import sys
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dflare.embedded.component import Component, ReadyFile, http_ok
+from dflare.embedded.disk import start_refusal
 from dflare.embedded.layout import Layout
 from dflare.embedded.options import UpOptions
 from dflare.embedded.os_user import OsUserError, launch_prefix
@@ -25,8 +25,6 @@ from dflare.embedded.ports import (
 from dflare.embedded.postgres import PLATFORM_DATABASE, EmbeddedPostgres, PostgresInitError, answers
 from dflare.embedded.secret_files import ensure_master_key, ensure_password
 from dflare.embedded.temporal import EmbeddedTemporal, TemporalMissingError, speaks_grpc
-
-LEAST_DISK_BYTES = 200 * 1024**2
 
 
 class PlanError(Exception):
@@ -271,10 +269,5 @@ def _number(file: Path, key: str, default: float | None = None) -> float:
 
 
 def _require_disk(layout: Layout) -> None:
-    free = shutil.disk_usage(layout.root).free
-    if free < LEAST_DISK_BYTES:
-        raise PlanError(
-            f"Only {free // 1024**2} MiB are free below {layout.root}; PostgreSQL and Temporal "
-            f"need {LEAST_DISK_BYTES // 1024**2} MiB to start. Free space, or choose another "
-            "place by --data-dir."
-        )
+    if refusal := start_refusal(layout.root):
+        raise PlanError(refusal)

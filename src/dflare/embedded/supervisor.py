@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from dflare.embedded.component import Component
+from dflare.embedded.disk import running_warning
 from dflare.embedded.identity import ProcessIdentity, end_processes, marked_processes
 from dflare.embedded.keeper import Keeper, KeepingPolicy
 from dflare.embedded.layout import Layout
@@ -26,7 +27,6 @@ from dflare.embedded.state import SupervisorState, read_state, write_state
 logger = logging.getLogger(__name__)
 
 LOG_LIMIT_BYTES = 64 * 1024 * 1024
-LOW_DISK_BYTES = 1024**3
 HOUSEKEEPING_S = 5.0
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -113,13 +113,8 @@ class Supervisor:
             self._watch_disk()
 
     def _watch_disk(self) -> None:
-        free = shutil.disk_usage(self._layout.root).free
-        warnings = list(self._plan.warnings)
-        if free < LOW_DISK_BYTES:
-            warnings.append(
-                f"Only {free // 1024**2} MiB are free below {self._layout.root}; "
-                "PostgreSQL stops when the disk is full. Free some space."
-            )
+        warning = running_warning(self._layout.root)
+        warnings = [*self._plan.warnings, *([warning] if warning else [])]
         if tuple(warnings) != self._warnings:
             self._warnings = tuple(warnings)
             self._publish()

@@ -14,8 +14,10 @@ from dflare.kit.errors import TYPE_BASE, ProblemError
 from dflare.kit.telemetry import log
 
 MEDIA_TYPE = "application/problem+json"
+_DISK_FULL = "53100"
+"""SQLSTATE of a full disk (PostgreSQL documentation, appendix A)."""
 _DATA_EXCEPTION = "22"
-"""SQLSTATE class of values that a column cannot hold (PostgreSQL documentation, appendix A)."""
+"""SQLSTATE class of values that a column cannot hold (same appendix)."""
 
 
 def render(document: dict[str, Any], headers: dict[str, str] | None = None) -> JSONResponse:
@@ -32,6 +34,13 @@ def _document(status: int, slug: str, title: str, detail: str, next_step: str) -
         "next_step": next_step,
         "retryable": status == 503,
     }
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    """Whether PostgreSQL says so, also through the error that a transaction raised of it."""
+    causes = (error, error.__cause__)
+    driver = [cause.orig for cause in causes if isinstance(cause, DBAPIError)]
+    return any(str(getattr(one, "sqlstate", None) or "") == _DISK_FULL for one in driver)
 
 
 def install(app: FastAPI) -> None:
@@ -72,6 +81,19 @@ def install(app: FastAPI) -> None:
 
     async def on_database(_: Request, error: Exception) -> JSONResponse:
         log.error("database_error", error=str(error)[:500])
+        retry = {"Retry-After": "2"}
+        if _is_disk_full(error):
+            return render(
+                _document(
+                    503,
+                    "disk-full",
+                    "The disk is full",
+                    "the disk of the database is full, so nothing can be changed now",
+                    "An operator frees space (`dflare doctor` says how much is needed); repeat "
+                    "with the same Idempotency-Key then.",
+                ),
+                retry,
+            )
         return render(
             _document(
                 503,
@@ -80,7 +102,7 @@ def install(app: FastAPI) -> None:
                 "The database cannot serve now; a change that was asked for may have been made.",
                 "Repeat with the same Idempotency-Key; an operator looks with `dflare doctor`.",
             ),
-            {"Retry-After": "2"},
+            retry,
         )
 
     async def on_driver(request: Request, error: Exception) -> JSONResponse:

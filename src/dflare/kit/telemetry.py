@@ -5,6 +5,7 @@ Spans are OpenTelemetry's; beside any exporter that a site configures they are k
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from typing import TextIO, cast
 
 import structlog
 from opentelemetry import trace
@@ -44,6 +46,25 @@ _propagator = TraceContextTextMapPropagator()
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 
+class Forgiving:
+    """A stream that loses what cannot be written: a request must not fail because the disk under
+    the log is full."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """See ``TextIO``."""
+        with contextlib.suppress(OSError):
+            return self._stream.write(text)
+        return 0
+
+    def flush(self) -> None:
+        """See ``TextIO``."""
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
 def configure_logs(process: str, *, level: str = "INFO", form: str = "json") -> None:
     """Set up logs of this process on stderr: ``form`` is ``json`` or ``console``."""
     renderer: structlog.typing.Processor = (
@@ -58,7 +79,8 @@ def configure_logs(process: str, *, level: str = "INFO", form: str = "json") -> 
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        # The logger writes and flushes, which is all of a TextIO that it needs.
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", Forgiving(sys.stderr))),
     )
     structlog.contextvars.bind_contextvars(process=process)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
