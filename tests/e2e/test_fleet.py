@@ -61,3 +61,7 @@ def test_usage_of_the_fleet_runs_from_hand_over_to_the_request_of_release(story:
 def test_invoices_of_the_fleet_equal_exact_arithmetic_to_the_cent(story: Story) -> None:
     for tenancy in story.tenancies:
         judgement.assert_invoice_is_exact(tenancy, story.prices)
+
+
+def test_the_audit_of_the_ledger_of_the_fleet_finds_nothing(story: Story) -> None:
+    judgement.assert_audited_clean(story)
