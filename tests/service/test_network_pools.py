@@ -55,6 +55,7 @@ async def test_an_order_beyond_the_pool_is_refused_with_the_reason_and_leaves_no
     await site.hold("clu_d", ["n4"])
     report = await site.step("network.attach@1", "clu_d", ["n4"])
     assert "all 3 vlan identifiers" in report.failed["n4"]
+    assert report.shared == ("n4",)
     after = await site.rows("SELECT * FROM network.pool_value ORDER BY site_id, kind, value")
     assert after == before
     assert await site.rows("SELECT id FROM network.network WHERE cluster_id = 'clu_d'") == []

@@ -69,10 +69,11 @@ PLAN = Plan(
     steps=(
         PlannedStep(name="lab.begin@1", on="resource", per_site=False, undo="lab.fail@1"),
         PlannedStep(name="orchestrator.confirm@1", per_site=False, undo="orchestrator.end@1"),
-        PlannedStep(name="lab.connect@1", undo="lab.disconnect@1"),
+        PlannedStep(name="lab.connect@1", undo="lab.disconnect@1", replaceable=True),
+        PlannedStep(name="lab.hear@1", replaceable=True),
         PlannedStep(name="lab.power_on@1", undo="lab.power_off@1", replaceable=True),
         PlannedStep(name="lab.write@1", undo="lab.erase@1", replaceable=True),
-        PlannedStep(name="lab.look@1"),
+        PlannedStep(name="lab.look@1", replaceable=True),
         PlannedStep(name="orchestrator.hand_over@1", per_site=False, commit=True),
         PlannedStep(name="lab.ready@1", on="resource", per_site=False),
     ),
@@ -336,6 +337,10 @@ def _disconnect(machine: Machine, call: StepCall) -> None:
     machine.connected = False
 
 
+def _hear(machine: Machine, call: StepCall) -> None:
+    assert machine.connected
+
+
 def _power_on(machine: Machine, call: StepCall) -> None:
     assert machine.connected, "a machine is connected before it starts"
     machine.powered = True
@@ -365,6 +370,7 @@ def _quarantine(machine: Machine, call: StepCall) -> None:
 
 _MACHINES: dict[str, Callable[[Machine, StepCall], None]] = {
     "connect": _connect,
+    "hear": _hear,
     "disconnect": _disconnect,
     "power_on": _power_on,
     "power_off": _power_off,

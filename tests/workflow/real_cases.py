@@ -18,7 +18,7 @@ from sqlalchemy import select
 from baremetal_site import KEYS
 from dflare.kit import operation_control
 from dflare.kit.clock import SystemClock
-from dflare.kit.plan import RESTING_STATES, OperationState, Plan
+from dflare.kit.plan import OperationState, Plan
 from dflare.services.baremetal.tables import Node
 from dflare.services.clusters.domain import cluster_id_of
 from dflare.services.clusters.tables import KIT as CLUSTERS
@@ -82,6 +82,14 @@ def failures(saga: str) -> Iterator[Scenario]:
             if kind == "fail_one" and step.on == "resource":
                 continue
             disturbance = Disturbance(kind, index, step.name)
+            yield Scenario(saga, str(disturbance), (disturbance,))
+
+
+def taken(saga: str) -> Iterator[Scenario]:
+    """A node taken into quarantine by an operator while each of the steps acts on it."""
+    for index, step in enumerate(PLANS[saga].steps):
+        if step.replaceable:
+            disturbance = Disturbance("taken", index, step.name)
             yield Scenario(saga, str(disturbance), (disturbance,))
 
 
@@ -355,7 +363,7 @@ class Cases:
         cluster_id: str,
         saboteurs: Iterable[Saboteur],
     ) -> Ended:
-        row = await self._rest(operation_id)
+        row = await self.platform.rest(operation_id)
         hits = tuple(saboteur.hits for saboteur in saboteurs)
         self.platform.saboteurs.begin(lane.project.id, ())
         ended = Ended(
@@ -370,19 +378,10 @@ class Cases:
         if wants_person or (ended.state is OperationState.FAILED and scenario.saga == "delete"):
             way = operation_control.resume if wants_person else operation_control.retry
             await way(self.platform.database, CLUSTERS, operation_id, SystemClock())
-            row = await self._rest(operation_id)
+            row = await self.platform.rest(operation_id)
             later = await self._settled(lane, cluster_id)
             ended = replace(ended, later_state=OperationState(row["state"]), later=later)
         return ended
-
-    async def _rest(self, operation_id: str, service: str = "clusters") -> dict[str, Any]:
-        async def rests() -> bool:
-            return (await self.platform.row(operation_id, service))["state"] in RESTING_STATES
-
-        came = await self.platform.until(rests, DEADLINE_S)
-        row = await self.platform.row(operation_id, service)
-        assert came, f"{operation_id} is still {row['state']} at step {row['position']}"
-        return row
 
     async def _settled(self, lane: Lane, cluster_id: str) -> Snapshot:
         """What there is once nothing moves by itself any more: read models, and draining."""
@@ -423,7 +422,7 @@ class Cases:
             if state in verbs
         ]
         for operation_id in orders:
-            row = await self._rest(operation_id, "baremetal")
+            row = await self.platform.rest(operation_id, "baremetal")
             assert row["state"] == OperationState.SUCCEEDED, row["reason"]
         snapshot = await self._settled(lane, cluster_id)
         billed = len(snapshot["usage"])
@@ -444,7 +443,7 @@ def check(scenario: Scenario, undisturbed: Ended, untouched: Snapshot, ended: En
     for disturbance, hits in zip(scenario.disturbances, ended.hits_each, strict=True):
         if disturbance.undoing:
             assert ended.state is OperationState.FAILED, said
-        if ended.state is OperationState.SUCCEEDED and disturbance.kind in FAILED:
+        if ended.state is OperationState.SUCCEEDED and disturbance.kind in (*FAILED, "taken"):
             ended = replace(ended, snapshot=_without_failed(scenario, disturbance, ended.snapshot))
         check_final(scenario.plan, undisturbed, untouched, disturbance, replace(ended, hits=hits))
     if ended.later is not None:
@@ -480,5 +479,7 @@ def _without_failed(scenario: Scenario, disturbance: Disturbance, snapshot: Snap
         assert (power, system, company) == ("Off", None, "nobody"), f"{disturbance}: {aside}"
     if scenario.plan.steps[disturbance.index].quarantine:
         assert len(aside) == (1 if disturbance.kind == "fail_one" else ORDERED)
+    if disturbance.kind == "taken":
+        assert len(aside) == 1
     others = [CLEAN if node in aside else node for node in snapshot["other_nodes"]]
     return {**snapshot, "other_nodes": sorted(others, key=str)}

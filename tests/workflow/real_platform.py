@@ -32,7 +32,7 @@ from dflare.kit.feed import Projection, head_position, read_feed
 from dflare.kit.idempotency import request_key
 from dflare.kit.ids import new_id
 from dflare.kit.migrations import upgrade_all
-from dflare.kit.plan import StepCall
+from dflare.kit.plan import RESTING_STATES, StepCall
 from dflare.kit.seal import Sealer
 from dflare.kit.settings import PlatformSettings
 from dflare.kit.steps import CutPoint, Outcome, Step
@@ -64,11 +64,12 @@ class Saboteurs:
     """Saboteurs by project: each case disturbs its own order alone, at one or more steps."""
 
     database: Database
+    take: Callable[[str], Awaitable[None]] | None = None
     by_project: dict[str, list[Saboteur]] = field(default_factory=dict)
 
     def begin(self, project_id: str, disturbances: Sequence[Disturbance]) -> list[Saboteur]:
         """From now on do this, and nothing else, to what a project orders."""
-        saboteurs = [Saboteur(self.database, SCHEMAS, active) for active in disturbances]
+        saboteurs = [Saboteur(self.database, SCHEMAS, active, self.take) for active in disturbances]
         self.by_project[project_id] = saboteurs
         return saboteurs
 
@@ -172,6 +173,24 @@ class RealPlatform:
         request = request_key(OPERATOR.subject, f"POST {verb}", None, b"")
         _, operation = await self.nodes.order(OPERATOR, name, verb, request)
         return str(operation["id"])
+
+    async def take(self, node_id: str) -> None:
+        """Take a node into quarantine as an operator does; returns once it is shut out."""
+        entry = await self.nodes.quarantine(OPERATOR, node_id, "an operator took it")
+        operation_id = entry.node.acting_operation_id
+        assert operation_id is not None
+        await self.rest(operation_id, "baremetal")
+
+    async def rest(self, operation_id: str, service: str = "clusters") -> dict[str, Any]:
+        """An operation's row once no workflow carries it on."""
+
+        async def rests() -> bool:
+            return (await self.row(operation_id, service))["state"] in RESTING_STATES
+
+        came = await self.until(rests, DEADLINE_S)
+        row = await self.row(operation_id, service)
+        assert came, f"{operation_id} is still {row['state']} at step {row['position']}"
+        return row
 
     async def row(self, operation_id: str, service: str = "clusters") -> dict[str, Any]:
         """An operation's row."""
@@ -277,6 +296,7 @@ async def real_platform(
             projections=platforms[0].projections(),
             lanes=lanes,
         )
+        saboteurs.take = platform.take
         await _enrol(platform, SiteService(*common, orchestrator))
         await _allow(platform, KeyService(*common))
         yield platform

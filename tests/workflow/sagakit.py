@@ -9,7 +9,7 @@ an undisturbed run, or of a world that was never touched where the order was und
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -40,6 +40,7 @@ Kind = Literal[
     "fail_one",
     "fail_all",
     "never_done",
+    "taken",
 ]
 RECOVERED: tuple[Kind, ...] = (
     "cut_before_call",
@@ -130,11 +131,13 @@ class SagaWorld(Protocol):
 
 @dataclass
 class Saboteur:
-    """Does one disturbance, once; `hits` says whether there was anything to do it to."""
+    """Does one disturbance, once; `hits` says whether there was anything to do it to. `take` is how
+    an operator takes a node away from whatever acts on it."""
 
     database: Database
     kits: Mapping[str, KitTables]
     active: Disturbance | None = None
+    take: Callable[[str], Awaitable[None]] | None = None
     hits: int = 0
     seen: list[StepCall] = field(default_factory=list)
 
@@ -156,6 +159,10 @@ class Saboteur:
         if self.hits == 0 and self.matches(call, f"cut_{point}"):
             self.hits += 1
             raise CutError(point)
+        if point == "before_call" and self.hits == 0 and self.matches(call, "taken"):
+            self.hits += 1
+            assert self.take is not None
+            await self.take(min(call.targets))
         if point == "after_record" and self.hits == 0 and self.matches(call, "repeat"):
             self.hits += 1
             await self._forget(call)
@@ -314,10 +321,20 @@ def check_final(
     if disturbance.kind in RECOVERED and not disturbance.undoing:
         assert final.state is undisturbed.state, f"{disturbance}: {final.reason}"
         _check_snapshot(disturbance, final, undisturbed.snapshot)
+    elif _replaced(plan, disturbance):
+        assert final.state is OperationState.SUCCEEDED, f"{disturbance}: {final.reason}"
+        _check_snapshot(disturbance, final, undisturbed.snapshot)
     elif final.state in (OperationState.FAILED, OperationState.CANCELLED):
         _check_snapshot(disturbance, final, untouched)
     else:
         _check_went_on(plan, undisturbed, disturbance, final)
+
+
+def _replaced(plan: Plan, disturbance: Disturbance) -> bool:
+    """Whether one node failed that has to be replaced: the caller's world has others."""
+    step = plan.steps[disturbance.index]
+    one_failed = disturbance.kind in ("fail_one", "taken") and not disturbance.undoing
+    return one_failed and step.replaceable
 
 
 def _check_snapshot(disturbance: Disturbance, final: Final, expected: Any) -> None:

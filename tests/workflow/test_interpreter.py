@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from sagakit import SagaBench
+from sagakit import Disturbance, SagaBench
 from sqlalchemy import select, update
 
 from dflare.kit import operation_control
@@ -25,11 +25,15 @@ async def tidy(world: LabWorld) -> None:
     await world.clean("")
 
 
-def failing(*nodes: str, reason: str = "broken") -> Callable[[StepCall, str], Outcome]:
-    """A fault that hits `nodes`, or every target where none is given."""
+def failing(
+    *nodes: str, reason: str = "broken", shared: bool = False
+) -> Callable[[StepCall, str], Outcome]:
+    """A fault that hits `nodes`, or every target where none is given; stand-ins help unless it is
+    `shared`."""
+    fault = Outcome("failed", reason, shared=shared)
 
     def verb(call: StepCall, target: str) -> Outcome:
-        return Outcome("failed", reason) if not nodes or target in nodes else DONE
+        return fault if not nodes or target in nodes else DONE
 
     return verb
 
@@ -94,6 +98,54 @@ async def test_stand_ins_that_fail_too_are_replaced_for_three_rounds_then_all_is
     assert await world.snapshot(operation_id) == await world.untouched()
 
 
+async def test_a_node_given_up_just_before_its_hand_over_ends_in_quarantine_if_it_is_not_cleaned(
+    bench: SagaBench, world: LabWorld
+) -> None:
+    operation_id = await world.order()
+    victim = (await world.targets(operation_id))[0]
+    world.faults["lab.look@1"] = failing(victim, reason="it was taken into quarantine")
+    world.faults["lab.erase@1"] = failing(victim, reason="the disk does not answer")
+    await bench.starter.start()
+
+    row = await bench.ended(operation_id)
+
+    assert row["state"] == "succeeded", row["reason"]
+    targets = await world.targets(operation_id)
+    assert (len(targets), victim in targets) == (3, False)
+    assert world.machines[victim].quarantined
+    assert not world.machines[victim].connected
+    ended = {a.node_id for a in await world.allocations(operation_id) if a.state == "ended"}
+    assert ended == {victim}
+    assert (await world.snapshot(operation_id))["own_nodes"] == [(True, True)] * 3
+
+
+async def test_a_failure_that_stand_ins_would_share_costs_no_other_nodes(
+    bench: SagaBench, world: LabWorld
+) -> None:
+    operation_id = await world.order()
+    victim = (await world.targets(operation_id))[0]
+    world.faults["lab.connect@1"] = failing(victim, reason="the pool is empty", shared=True)
+    await bench.starter.start()
+
+    row = await bench.ended(operation_id)
+
+    assert row["state"] == "failed"
+    assert row["reason"] == f"lab.connect@1 failed for 1 of 3: the pool is empty ({victim})"
+    assert len(await world.allocations(operation_id)) == 3
+    assert await world.snapshot(operation_id) == await world.untouched()
+
+
+async def test_a_site_that_answers_for_no_node_at_all_costs_no_other_nodes(
+    bench: SagaBench, world: LabWorld
+) -> None:
+    final = await bench.run(Disturbance("never_done", 3, "lab.hear@1"))
+
+    assert final.state is OperationState.FAILED
+    assert "lab.hear@1 failed for 3 of 3: deadline" in final.reason
+    assert len(await world.allocations(final.operation_id)) == 3
+    assert final.snapshot == await world.untouched()
+
+
 async def test_an_order_without_a_stand_in_is_undone_and_says_why(
     bench: SagaBench, world: LabWorld
 ) -> None:
@@ -119,7 +171,7 @@ async def test_a_node_whose_undo_fails_is_parked_and_a_person_resumes(
 ) -> None:
     operation_id = await world.order()
     targets = await world.targets(operation_id)
-    world.faults["lab.look@1"] = failing()
+    world.faults["lab.look@1"] = failing(shared=True)
     world.faults["lab.erase@1"] = failing(targets[1], reason="the disk does not answer")
     await bench.starter.start()
 
@@ -194,7 +246,7 @@ async def test_a_failed_order_is_retried_with_nodes_reserved_anew(
     bench: SagaBench, world: LabWorld
 ) -> None:
     operation_id = await world.order()
-    world.faults["lab.look@1"] = failing()
+    world.faults["lab.look@1"] = failing(shared=True)
     await bench.starter.start()
     assert (await bench.ended(operation_id))["state"] == "failed"
 

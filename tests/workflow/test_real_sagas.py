@@ -16,10 +16,11 @@ from real_cases import (
     in_rounds,
     nothing_left,
     singly,
+    taken,
 )
 from real_platform import ORDERED, real_platform
 
-SCENARIOS = [s for saga in PLANS for kind in (in_rounds, failures) for s in kind(saga)]
+SCENARIOS = [s for saga in PLANS for kind in (in_rounds, failures, taken) for s in kind(saga)]
 SINGLY = [scenario for saga in PLANS for scenario in singly(saga)]
 
 

@@ -38,8 +38,8 @@ async def test_a_saved_history_replays(name: str) -> None:
     ("name", "disturbance"),
     [
         ("order", None),
-        ("replacement", Disturbance("fail_one", 4, "lab.write@1")),
-        ("undo", Disturbance("fail_all", 5, "lab.look@1")),
+        ("replacement", Disturbance("fail_one", 5, "lab.write@1")),
+        ("undo", Disturbance("fail_all", 7, "orchestrator.hand_over@1")),
     ],
 )
 async def test_a_run_replays_as_it_happened(

@@ -160,9 +160,11 @@ class StepReport(_Contract):
 
     ``pending`` targets were not finished at the deadline of the activity; ``failed`` maps a target
     to the reason; ``results`` maps targets to an id that the step made for them, if it makes one.
+    ``shared`` are failed targets whose reason is not their own: a stand-in would meet it too.
     """
 
     done: tuple[str, ...] = ()
     pending: tuple[str, ...] = ()
     failed: dict[str, str] = {}
     results: dict[str, str] = {}
+    shared: tuple[str, ...] = ()

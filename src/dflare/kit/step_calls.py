@@ -132,7 +132,7 @@ class StepCaller:
             async with self._slots:
                 started = workflow.now()
                 if started >= line.deadline_at:
-                    result.fail(todo, excuse)
+                    result.expire(todo, excuse)
                     return
                 if _is_long():
                     result.pending.extend(todo)

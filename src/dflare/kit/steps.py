@@ -45,12 +45,15 @@ class Outcome:
     """What was observed of one target. ``pending`` is not recorded and is asked for again.
 
     ``observed`` is kept with the outcome; ``result`` is an id handed back to the interpreter.
+    ``shared`` says of a failure that its reason is not the target's own, such as a pool of the site
+    that is exhausted: a stand-in would fail too.
     """
 
     state: Literal["done", "failed", "pending"]
     reason: str = ""
     observed: dict[str, Any] = field(default_factory=dict[str, Any])
     result: str = ""
+    shared: bool = False
 
 
 DONE = Outcome("done")
@@ -278,7 +281,11 @@ class StepRunner:
         )
         return {
             row.target: Outcome(
-                row.state, row.reason, row.observed, row.observed.get("_result", "")
+                row.state,
+                row.reason,
+                row.observed,
+                row.observed.get("_result", ""),
+                row.observed.get("_shared", False),
             )
             for row in rows
         }
@@ -298,13 +305,16 @@ def _merged(first: StepReport, later: StepReport) -> StepReport:
         pending=later.pending,
         failed={**first.failed, **later.failed},
         results={**first.results, **later.results},
+        shared=first.shared + later.shared,
     )
 
 
 def _outcome_row(call: StepCall, target: str, outcome: Outcome, now: datetime) -> dict[str, Any]:
-    observed = (
-        {**outcome.observed, "_result": outcome.result} if outcome.result else (outcome.observed)
-    )
+    observed = dict(outcome.observed)
+    if outcome.result:
+        observed["_result"] = outcome.result
+    if outcome.shared:
+        observed["_shared"] = True
     return {
         "operation_id": call.operation_id,
         "step": call.outcome_key,
@@ -326,4 +336,5 @@ def _report(call: StepCall, outcomes: Mapping[str, Outcome]) -> StepReport:
         pending=by_state["pending"],
         failed={target: outcomes[target].reason for target in by_state["failed"]},
         results={t: outcomes[t].result for t in by_state["done"] if outcomes[t].result},
+        shared=tuple(t for t in by_state["failed"] if outcomes[t].shared),
     )

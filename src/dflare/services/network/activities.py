@@ -136,7 +136,7 @@ class Attach:
             async with session.begin_nested():
                 network = await repository.ensure_network(session, call, now)
         except PoolExhaustedError as error:
-            refused = Outcome("failed", error.detail)
+            refused = Outcome("failed", error.detail, shared=True)
             loaded.outcomes |= dict.fromkeys(nodes, refused)
             return
         if network is None:

@@ -139,11 +139,13 @@ class OperationWorkflow:
         while True:
             if pairs:
                 failed |= await self._exchange(index, pairs, result)
+            if failed and result.beyond_replacing:
+                return why if failed == result.failed else _failed_too(why, failed)
             if not failed:
                 self._notes.append(f"replaced: {why}")
                 return None
             if rounds == REPLACEMENT_ROUNDS:
-                return f"{why}; stand-ins failed too: {in_short(failed)}"
+                return _failed_too(why, failed)
             rounds += 1
             found = await self._stand_ins(index, failed)
             if found.failed:
@@ -186,6 +188,7 @@ class OperationWorkflow:
             came = await self._caller.call(self._view, line, fresh)
             fresh = [t for t in fresh if t in set(came.done)]
             failed |= came.failed
+            result.shared.update(came.shared)
         left = {new: old for new, old in pairs.items() if new in failed}
         gone = [old for new, old in pairs.items() if new not in failed]
         await self._retarget(gone, [], replacing=left)
@@ -364,3 +367,7 @@ class OperationWorkflow:
     async def _deadline(self, site_seconds: float) -> datetime:
         ask = calls.Deadline(ref=self._ref, site_seconds=site_seconds)
         return await self._caller.kit(calls.DEADLINE, ask, datetime)
+
+
+def _failed_too(why: str, failed: Mapping[str, str]) -> str:
+    return f"{why}; stand-ins failed too: {in_short(failed)}"

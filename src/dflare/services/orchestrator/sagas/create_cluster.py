@@ -18,7 +18,8 @@ CREATE_CLUSTER = Plan(
             deadline_s=120,
             undo="orchestrator.end@1",
         ),
-        # A node that went to quarantine after it was placed is found here, by its own service.
+        # From here to the hand-over a node that fails, or that an operator takes into quarantine,
+        # is replaced from the pool, and its stand-in goes through all of these steps.
         PlannedStep(
             name="baremetal.prepare@1",
             deadline_s=600,
@@ -30,9 +31,10 @@ CREATE_CLUSTER = Plan(
             deadline_s=300,
             undo="network.withdraw@1",
             undo_deadline_s=1800,
+            replaceable=True,
         ),
         # No undo: it only waits; what it waits for is taken back by the undo of attach.
-        PlannedStep(name="network.await@1", deadline_s=900),
+        PlannedStep(name="network.await@1", deadline_s=900, replaceable=True),
         PlannedStep(
             name="baremetal.profile@1",
             deadline_s=1800,
@@ -53,7 +55,7 @@ CREATE_CLUSTER = Plan(
             replaceable=True,
         ),
         # No undo: it only reads back.
-        PlannedStep(name="network.verify@1", deadline_s=600),
+        PlannedStep(name="network.verify@1", deadline_s=600, replaceable=True),
         # The commit step: from here the tenant has the nodes and pays for them. Its undo ends what
         # a hand-over that was cut off in the middle began, and is that of confirm.
         PlannedStep(name="orchestrator.hand_over@1", per_site=False, deadline_s=120, commit=True),
