@@ -28,9 +28,10 @@ p { margin: 0 0 1.25rem; color: var(--soft); }
 label { display: block; margin-bottom: 1rem; font-size: .875rem; font-weight: 600; }
 input { display: block; width: 100%; margin-top: .25rem; padding: .625rem .75rem; font: inherit;
   color: inherit; background: transparent; border: 1px solid var(--line); border-radius: 8px; }
+input::placeholder { color: var(--soft); opacity: .7; }
 input:focus-visible, button:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 .code { font-family: ui-monospace, monospace; letter-spacing: .15em; text-transform: uppercase; }
-.choice { display: flex; gap: .75rem; }
+.choice { display: flex; flex-direction: row-reverse; gap: .75rem; }
 button { flex: 1; padding: .625rem; font: inherit; font-weight: 600; border-radius: 8px;
   border: 1px solid var(--line); background: transparent; color: inherit; cursor: pointer; }
 button.main { background: var(--accent); border-color: var(--accent); color: var(--paper); }
@@ -41,6 +42,9 @@ button.main { background: var(--accent); border-color: var(--accent); color: var
 
 class Pages:
     """Renders pages and guards their forms.
+
+    The button that agrees comes first in each form, whatever the style shows: Enter in a field
+    presses the first one (HTML standard, implicit submission).
 
     A form's token opens only with the cookie of the browser that it was made for, so that another
     site can neither read one nor make one (CSRF). It is sealed under the platform's key, so that
@@ -70,8 +74,8 @@ class Pages:
 {_alert(error)}
 <form method="post" action="{escape(action)}">
 {self._credentials()}
-<div class="choice"><button name="answer" value="deny" formnovalidate>Cancel</button>
-<button class="main" name="answer" value="allow">Log in</button></div>
+<div class="choice"><button class="main" name="answer" value="allow">Log in</button>
+<button name="answer" value="deny" formnovalidate>Cancel</button></div>
 </form>"""
         return self._page(request, "Log in", body, status, form_target=origin)
 
@@ -87,8 +91,8 @@ class Pages:
 <label>Code<input class="code" name="user_code" value="{escape(user_code)}" required
  autocomplete="off" autocapitalize="characters" spellcheck="false"></label>
 {self._credentials()}
-<div class="choice"><button name="answer" value="deny">Refuse</button>
-<button class="main" name="answer" value="allow">Connect</button></div>
+<div class="choice"><button class="main" name="answer" value="allow">Connect</button>
+<button name="answer" value="deny">Refuse</button></div>
 </form>"""
         return self._page(request, "Connect a device", body, status)
 
@@ -108,7 +112,7 @@ class Pages:
     def _credentials(self) -> str:
         return """<input type="hidden" name="csrf" value="{csrf}">
 <label>User name<input name="username" autocomplete="username" required autofocus
- autocapitalize="none" spellcheck="false"></label>
+ autocapitalize="none" spellcheck="false" placeholder="name or name@organization"></label>
 <label>Password<input name="password" type="password" autocomplete="current-password"
  required></label>"""
 
