@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -348,6 +349,14 @@ def test_a_token_is_printed_alone_so_that_it_can_be_piped(stub: Any, cli: Any) -
     assert cli("token", "create", "ci").stdout == "dfl_x\n"
 
 
+def test_images_are_listed_by_site_in_the_sites_own_order(stub: Any, cli: Any) -> None:
+    image = {"site_id": "site_1", "name": "base", "builtin": True, "sha256": None}
+    stub.answer("GET", "/sites", pages({"id": "site_1", "name": "north"}))
+    stub.answer("GET", "/images", pages(image, {**image, "name": "a-cuda", "builtin": False}))
+    lines = cli("site", "images").stdout.splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [["base", "north"], ["a-cuda", "north"]]
+
+
 def test_a_user_is_shown_with_the_name_to_log_in_with(stub: Any, cli: Any) -> None:
     ada = {
         "id": "usr_1",
@@ -438,6 +447,33 @@ def test_completion_scripts_are_printed(cli: Any, shell: str) -> None:
     assert result.exit_code == 0
     assert "_DFLARE_COMPLETE" in result.stdout
     assert cli("completion", "tcsh").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("shell", "check"), [("bash", "-n"), ("zsh", "-n"), ("fish", "--no-execute")]
+)
+def test_a_shell_accepts_its_completion_script(
+    cli: Any, tmp_path: Path, shell: str, check: str
+) -> None:
+    program = shutil.which(shell)
+    if program is None:
+        pytest.skip(f"{shell} is not installed")
+    script = tmp_path / "completion"
+    script.write_text(cli("completion", shell).stdout)
+    subprocess.run([program, check, str(script)], check=True)
+    registered = {
+        "bash": f"source {script}; complete -p dflare",
+        "zsh": f"autoload -U compinit; compinit -u -D; source {script}; print $_comps[dflare]",
+        "fish": f"source {script}; complete -c dflare",
+    }
+    done = subprocess.run(
+        [program, "-c", registered[shell]],
+        env={**os.environ, "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "dflare" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(

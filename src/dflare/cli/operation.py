@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dflare.cli.client import Api, segment
-from dflare.cli.errors import Json
+from dflare.cli.errors import CliError, Json
 from dflare.cli.listing import show_list
 from dflare.cli.ordering import follow_order
 from dflare.cli.output import (
@@ -114,7 +114,17 @@ def cancel(
         document = api.order("POST", f"/operations/{segment(operation)}/cancel")
         if wait:
             document = watch_operation(api, operation, document)
-        _answer(document, output, "is being cancelled")
+        if output is not Output.TABLE:
+            print_data(document, output)
+        if document["state"] == "cancelled":
+            note(f"{document['kind']} {document['id']} is cancelled.")
+        elif wait:
+            raise CliError(
+                f"{document['kind']} was not cancelled: it is {document['state']}",
+                next_step=f"See `dflare operation show {document['id']}`.",
+            )
+        else:
+            note(f"{document['kind']} {document['id']} is being cancelled.")
 
 
 @app.command()
@@ -137,11 +147,3 @@ def _again(operation: str, verb: str, output: Output, *, wait: bool) -> None:
     with Api.of_environment() as api:
         document = api.change("POST", f"/operations/{segment(operation)}/{verb}")
         follow_order(api, document, output, wait=wait, done=f"{document['kind']} succeeded.")
-
-
-def _answer(document: Json, output: Output, text: str) -> None:
-    if output is not Output.TABLE:
-        print_data(document, output)
-    else:
-        ended = document["state"] == "cancelled"
-        note(f"{document['kind']} {document['id']} {'is cancelled' if ended else text}.")

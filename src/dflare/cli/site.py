@@ -51,6 +51,7 @@ SHOW = (
     TYPES,
     *columns("nodes", "created_at", "updated_at", "version"),
 )
+IMAGES = columns("name", "site", "builtin", "sha256")
 DEVICES = (
     *columns("name", "kind", "health", "ports", "waiting", "repaired"),
     Column("WRITES", "open_intents"),
@@ -174,6 +175,18 @@ def list_(output: OutputOption = Output.TABLE) -> None:
             output,
             empty="There is no site; `dflare site apply FILE` makes one.",
         )
+
+
+@app.command()
+def images(output: OutputOption = Output.TABLE) -> None:
+    """List the images that nodes can boot; an order without one gets the first of its site."""
+    with Api.of_environment() as api:
+        names = {item["id"]: item["name"] for item in api.items("/sites")}
+        items = [
+            {**item, "site": names.get(item["site_id"], item["site_id"])}
+            for item in api.items("/images")
+        ]
+        print_list(items, IMAGES, output, empty="There is no image.")
 
 
 @app.command()

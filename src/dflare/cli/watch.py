@@ -73,12 +73,12 @@ def finish(document: Json) -> None:
     way = {
         "failed": f"See `dflare operation trace {operation_id}`; order again by "
         f"`dflare operation retry {operation_id}`.",
+        "cancelled": "Everything that it had done was taken back; order again when you want to.",
         "needs_operator": f"An operator repairs what is named and runs "
         f"`dflare operation resume {operation_id}`.",
     }
-    reason = f": {document['reason']}" if document.get("reason") else ""
     raise CliError(
-        f"{document['kind']} {document['state'].replace('_', ' ')}{reason}",
+        f"{document['kind']} {document['state'].replace('_', ' ')}{_because(document)}",
         next_step=way.get(document["state"], f"See `dflare operation show {operation_id}`."),
     )
 
@@ -164,8 +164,8 @@ def changed_lines(document: Json, shown: dict[str, Any]) -> Iterator[str]:
     state = (document["state"], document["reason"])
     if shown.get("") != state:
         shown[""] = state
-        reason = f": {document['reason']}" if document["reason"] else ""
-        yield f"{document['kind']} {document['id']} is {document['state']}{reason}"
+        name = document["state"].replace("_", " ")
+        yield f"{document['kind']} {document['id']} is {name}{_because(document)}"
 
 
 def operation_tree(document: Json, now: datetime) -> "RenderableType":
@@ -205,9 +205,15 @@ def operation_tree(document: Json, now: datetime) -> "RenderableType":
             Text(step["message"] or "", style="red" if step["failed"] else "dim"),
         )
     parts: list[RenderableType] = [head, grid]
-    if document["reason"]:
+    if _because(document):
         parts.append(Text(f"   {document['reason']}", style=STATE_STYLES.get(state, "")))
     return Group(*parts)
+
+
+def _because(document: Json) -> str:
+    """The reason of an operation's state behind a colon, where it says more than the state."""
+    reason = document.get("reason")
+    return f": {reason}" if reason and reason != document["state"] else ""
 
 
 def step_name(step: Json) -> str:
