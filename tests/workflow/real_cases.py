@@ -374,9 +374,9 @@ class Cases:
             hits=min(hits, default=0),
             hits_each=hits,
         )
-        wants_person = ended.state is OperationState.NEEDS_OPERATOR
-        if wants_person or (ended.state is OperationState.FAILED and scenario.saga == "delete"):
-            way = operation_control.resume if wants_person else operation_control.retry
+        if ended.state is OperationState.NEEDS_OPERATOR:
+            began = row["position"] > 0 or scenario.saga == "create"
+            way = operation_control.resume if began else operation_control.retry
             await way(self.platform.database, CLUSTERS, operation_id, SystemClock())
             row = await self.platform.rest(operation_id)
             later = await self._settled(lane, cluster_id)

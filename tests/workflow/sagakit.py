@@ -327,7 +327,7 @@ def check_final(
     elif final.state in (OperationState.FAILED, OperationState.CANCELLED):
         _check_snapshot(disturbance, final, untouched)
     else:
-        _check_went_on(plan, undisturbed, disturbance, final)
+        _check_went_on(plan, undisturbed, untouched, disturbance, final)
 
 
 def _replaced(plan: Plan, disturbance: Disturbance) -> bool:
@@ -343,12 +343,16 @@ def _check_snapshot(disturbance: Disturbance, final: Final, expected: Any) -> No
     )
 
 
-def _check_went_on(plan: Plan, undisturbed: Final, disturbance: Disturbance, final: Final) -> None:
+def _check_went_on(
+    plan: Plan, undisturbed: Final, untouched: Any, disturbance: Disturbance, final: Final
+) -> None:
     commit = plan.commit_index
     step = plan.steps[disturbance.index]
     if final.state is OperationState.NEEDS_OPERATOR:
         assert commit is not None, f"{disturbance}: {final.reason}"
-        assert disturbance.index > commit, f"{disturbance}: {final.reason}"
+        if disturbance.index <= commit:
+            assert not plan.takes_back(disturbance.index), f"{disturbance}: {final.reason}"
+            _check_snapshot(disturbance, final, untouched)
     else:
         assert final.state is OperationState.SUCCEEDED
         assert step.replaceable or step.quarantine, f"{disturbance}: nothing could replace it"

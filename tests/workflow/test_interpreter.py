@@ -289,6 +289,62 @@ async def test_a_release_puts_what_it_cannot_clean_into_quarantine_and_goes_on(
     assert {a.state for a in await world.allocations(ordered)} == {"ended"}
 
 
+async def test_a_release_that_cannot_begin_waits_for_a_person_and_a_retry_goes_on(
+    bench: SagaBench, world: LabWorld
+) -> None:
+    ordered = await world.order()
+    await bench.starter.start()
+    assert (await bench.ended(ordered))["state"] == "succeeded"
+    release = new_id("op")
+    await world.store(release, await world.thing_of(ordered), RELEASE, await world.targets(ordered))
+    world.faults["lab.begin_delete@1"] = failing()
+    await bench.starter.start()
+
+    row = await bench.ended(release)
+
+    assert row["state"] == "needs_operator"
+    assert "lab.begin_delete@1 failed for 1 of 1: broken" in row["reason"]
+    assert f"go on with `dflare operation retry {release}`" in row["reason"]
+
+    world.faults.clear()
+    await operation_control.check_retry(world.database, LAB_KIT, release)
+    await operation_control.retry(world.database, LAB_KIT, release, SystemClock())
+    await bench.starter.start()
+    row = await bench.ended(release)
+    assert (row["state"], row["attempt"], row["reason"]) == ("succeeded", 2, "")
+    assert {a.state for a in await world.allocations(ordered)} == {"ended"}
+
+
+async def test_a_release_that_was_ordered_cannot_be_cancelled_before_it_begins_either(
+    bench: SagaBench, world: LabWorld
+) -> None:
+    ordered = await world.order()
+    await bench.starter.start()
+    assert (await bench.ended(ordered))["state"] == "succeeded"
+    release = new_id("op")
+    await world.store(release, await world.thing_of(ordered), RELEASE, await world.targets(ordered))
+
+    with pytest.raises(operation_control.TooLateError):
+        await operation_control.cancel(world.database, LAB_KIT, release, SystemClock())
+
+    await bench.starter.start()
+    assert (await bench.ended(release))["state"] == "succeeded"
+
+
+async def test_what_waits_for_a_person_behind_its_commit_is_not_retried(
+    bench: SagaBench, world: LabWorld
+) -> None:
+    operation_id = await world.order()
+    world.faults["lab.ready@1"] = failing()
+    await bench.starter.start()
+    assert (await bench.ended(operation_id))["state"] == "needs_operator"
+
+    with pytest.raises(operation_control.OperationStateError):
+        await operation_control.check_retry(world.database, LAB_KIT, operation_id)
+    with pytest.raises(operation_control.OperationStateError):
+        await operation_control.retry(world.database, LAB_KIT, operation_id, SystemClock())
+
+
 async def test_a_workflow_that_vanished_is_started_again_and_ends_the_same(
     bench: SagaBench, world: LabWorld
 ) -> None:

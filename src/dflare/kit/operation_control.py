@@ -82,10 +82,12 @@ async def check_retry(database: Database, kit: KitTables, operation_id: str) -> 
 
     Raises:
         NotFoundError: there is none in this schema.
-        OperationStateError: it has not failed.
+        OperationStateError: as for ``retry``.
     """
     async with database.transaction(kit.schema) as session:
-        _refuse_unfailed(await lock_operation(session, kit, operation_id))
+        row = await lock_operation(session, kit, operation_id)
+        if not await _stands_at_its_start(session, kit, row):
+            _refuse_unfailed(row)
 
 
 async def retry(
@@ -97,12 +99,18 @@ async def retry(
 ) -> Document:
     """Begin a failed operation from its first step, with new targets where given.
 
+    One that waits for a person with nothing committed and nothing to undo, such as a release that
+    could not begin, goes on with the targets that it has.
+
     Raises:
         NotFoundError: there is none in this schema.
-        OperationStateError: it has not failed.
+        OperationStateError: it has neither failed nor waits at its start.
     """
     async with database.transaction(kit.schema) as session:
         row = await lock_operation(session, kit, operation_id)
+        if await _stands_at_its_start(session, kit, row):
+            row = await _begin_anew(session, kit, row, clock)
+            return await operation_document(session, kit, row)
         _refuse_unfailed(row)
         wanted = list(row["targets"] if targets is None else targets)
         step = kit.operation_step
@@ -145,15 +153,30 @@ def _refuse_unfailed(row: RowMapping) -> None:
         )
 
 
+async def _states_of_steps(
+    session: AsyncSession, kit: KitTables, row: RowMapping
+) -> dict[int, str]:
+    step = kit.operation_step
+    query = select(step.c.index, step.c.state).where(step.c.operation_id == row["id"])
+    return {one["index"]: one["state"] for one in (await session.execute(query)).mappings()}
+
+
+async def _stands_at_its_start(session: AsyncSession, kit: KitTables, row: RowMapping) -> bool:
+    """Whether it waits for a person at a step up to which nothing has to be undone."""
+    plan = Plan.model_validate(row["plan"])
+    if row["state"] != OperationState.NEEDS_OPERATOR or plan.takes_back(row["position"]):
+        return False
+    commit = plan.commit_index
+    states = await _states_of_steps(session, kit, row)
+    return commit is None or states[commit] != "done"
+
+
 async def _refuse_committed(session: AsyncSession, kit: KitTables, row: RowMapping) -> None:
     commit = Plan.model_validate(row["plan"]).commit_index
     if commit is None:
         return
-    step = kit.operation_step
-    state = await session.scalar(
-        select(step.c.state).where(step.c.operation_id == row["id"], step.c.index == commit)
-    )
-    if state != "planned":
+    # An operation that begins with its commit, such as a release, was decided when it was ordered.
+    if commit == 0 or (await _states_of_steps(session, kit, row))[commit] != "planned":
         raise TooLateError(
             "the operation went past the step from which on nothing is undone",
             next_step="Let it end; release what it made if you do not want it.",
@@ -169,10 +192,7 @@ async def _begin_anew(
     themselves look at the world first.
     """
     step = kit.operation_step
-    rows = await session.execute(
-        select(step.c.index, step.c.state).where(step.c.operation_id == row["id"])
-    )
-    states: dict[int, str] = {row["index"]: row["state"] for row in rows.mappings()}
+    states = await _states_of_steps(session, kit, row)
     stuck = [index for index, state in states.items() if state == "needs_operator"]
     undoing = bool(stuck) or "undone" in states.values()
     await session.execute(

@@ -106,6 +106,10 @@ class Plan(_Contract):
         """The step behind which nothing is undone; ``None`` where the plan has none."""
         return next((i for i, step in enumerate(self.steps) if step.commit), None)
 
+    def takes_back(self, index: int) -> bool:
+        """Whether an operation that cannot go on at step ``index`` has anything to undo."""
+        return any(step.undo for step in self.steps[: max(index, self.undo_from) + 1])
+
     def with_params(self, step: str, **params: str) -> "Plan":
         """The plan with ``params`` added to the steps named ``step``."""
         return self.model_copy(

@@ -75,6 +75,13 @@ class OperationWorkflow:
         commit = self._view.plan.commit_index
         if commit is not None and index > commit:
             await self._finish(OperationState.NEEDS_OPERATOR, trouble)
+        elif not self._view.plan.takes_back(index):
+            # A release whose beginning fails has only one way to go.
+            again = f"dflare operation retry {self._ref.operation_id}"
+            await self._finish(
+                OperationState.NEEDS_OPERATOR,
+                f"{trouble}; remove the cause, then go on with `{again}`",
+            )
         else:
             await self._turn_around(index, trouble)
 
