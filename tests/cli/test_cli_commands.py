@@ -349,6 +349,34 @@ def test_a_token_is_printed_alone_so_that_it_can_be_piped(stub: Any, cli: Any) -
     assert cli("token", "create", "ci").stdout == "dfl_x\n"
 
 
+def test_a_tenant_is_shown_what_a_site_offers_where_its_document_is_the_operators(
+    stub: Any, cli: Any
+) -> None:
+    kind = {"name": "h100-8", "price_per_node_hour": "20.00", "currency": "EUR"}
+    offer = {
+        "id": "site_1",
+        "name": "north",
+        "region": "eu",
+        "description": None,
+        "node_types": [kind],
+        "nodes": None,
+        "created_at": "2026-01-01T00:00:00Z",
+        "updated_at": "2026-01-01T00:00:00Z",
+        "version": 1,
+    }
+    stub.answer("GET", "/sites", pages(offer))
+    shown = cli("site", "show", "north")
+    assert shown.exit_code == 0
+    assert "h100-8 (20.00 EUR an hour)" in shown.stdout
+    assert cli("site", "show", "south").exit_code == 4
+
+
+def test_who_has_no_role_is_told_so(stub: Any, cli: Any) -> None:
+    me = {"name": "ada@acme", "subject": "usr_1", "kind": "user", "bindings": []}
+    stub.answer("GET", "/whoami", me)
+    assert "none; somebody gives you one" in cli("whoami").stdout
+
+
 def test_images_are_listed_by_site_in_the_sites_own_order(stub: Any, cli: Any) -> None:
     image = {"site_id": "site_1", "name": "base", "builtin": True, "sha256": None}
     stub.answer("GET", "/sites", pages({"id": "site_1", "name": "north"}))

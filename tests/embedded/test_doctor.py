@@ -2,7 +2,9 @@
 
 import asyncio
 import errno
+import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,6 +92,21 @@ def test_a_data_directory_that_cannot_be_made_is_told_in_one_line(tmp_path: Path
     assert answer.exit_code == 1
     assert "Error:" in answer.output
     assert "Traceback" not in answer.output
+
+
+def test_a_start_on_a_port_in_use_names_its_holder_and_leaves_nothing_running(
+    layout: Layout,
+) -> None:
+    with socket.create_server((LOOPBACK, 0)) as taken:
+        port = str(taken.getsockname()[1])
+        words = ["up", "--port", port, "--data-dir", str(layout.root)]
+        answer = CliRunner().invoke(app, words)
+    assert answer.exit_code == 1
+    said = " ".join(answer.output.split())
+    assert f"Port {port} (asked for gateway) is held by" in said
+    assert f"(pid {os.getpid()})" in said
+    assert "ask for another port" in said
+    assert CliRunner().invoke(app, ["status", "--data-dir", str(layout.root)]).exit_code == 3
 
 
 def test_processes_without_a_supervisor_are_found(layout: Layout) -> None:

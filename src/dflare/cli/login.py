@@ -30,10 +30,11 @@ LOCAL_OPERATOR = "operator"
 
 
 def _roles_cell(bindings: list[Json] | None) -> str:
-    return ", ".join(
+    roles = [
         f"{item['role']} of {item['project_id'] or item['organization_id'] or 'the platform'}"
         for item in bindings or []
-    )
+    ]
+    return ", ".join(roles) or "none; somebody gives you one by `dflare role bind`"
 
 
 WHOAMI = (*columns("name", "subject", "kind"), Column("ROLES", "bindings", _roles_cell))

@@ -8,7 +8,7 @@ import typer
 
 from dflare.cli.client import Api, segment
 from dflare.cli.diff import diff_lines
-from dflare.cli.errors import Json
+from dflare.cli.errors import ApiProblem, Json
 from dflare.cli.listing import show_list
 from dflare.cli.ordering import follow_order
 from dflare.cli.output import (
@@ -191,9 +191,17 @@ def images(output: OutputOption = Output.TABLE) -> None:
 
 @app.command()
 def show(site: SiteName, output: OutputOption = Output.TABLE) -> None:
-    """Show a site."""
+    """Show a site; to tenants, what it offers."""
     with Api.of_environment() as api:
-        print_one(api.get(f"/sites/{segment(site)}"), SHOW, output)
+        try:
+            item = api.get(f"/sites/{segment(site)}")
+        except ApiProblem as problem:
+            # The whole document is the operators'; what there is to order stands in the list.
+            offered = [item for item in api.items("/sites") if site in (item["id"], item["name"])]
+            if problem.status != 404 or not offered:
+                raise
+            item = offered[0]
+        print_one(item, SHOW, output)
 
 
 @app.command()
