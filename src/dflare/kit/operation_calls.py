@@ -25,13 +25,15 @@ class OperationRef(_Contract):
     """Which attempt of which operation; ``ordering_service`` names the schema and the queue.
 
     ``heartbeat_s`` is after how many seconds without a sign of life an activity is given to
-    another worker. ``continued`` counts the histories of this attempt.
+    another worker. ``continued`` counts the histories of this attempt; each is left for a new one
+    after ``max_history`` events, with which activities in flight stay below 5,000 (DESIGN 4.7).
     """
 
     operation_id: str
     ordering_service: str
     attempt: int
     heartbeat_s: float = 10.0
+    max_history: int = 4_000
     continued: int = 0
 
 

@@ -25,9 +25,6 @@ from dflare.kit.plan import (
 )
 
 PARALLEL_BATCHES = 32
-MAX_HISTORY = 4_000
-"""Events after which a workflow continues as new; activities in flight fit below 5,000."""
-
 DEADLINE = "deadline"
 
 _KIT_TIMEOUT = timedelta(seconds=30)
@@ -114,8 +111,11 @@ class StepCaller:
         Raises:
             HistoryFullError: the history is long.
         """
-        if _is_long():
+        if self._is_long():
             raise HistoryFullError
+
+    def _is_long(self) -> bool:
+        return workflow.info().get_current_history_length() > self._ref.max_history
 
     async def _batch(
         self,
@@ -134,7 +134,7 @@ class StepCaller:
                 if started >= line.deadline_at:
                     result.expire(todo, excuse)
                     return
-                if _is_long():
+                if self._is_long():
                     result.pending.extend(todo)
                     return
                 try:
@@ -198,7 +198,3 @@ def _reason(error: ActivityError) -> str:
     if isinstance(error.cause, ActivityTimeoutError):
         return f"{DEADLINE}: {error.activity_type} did not answer in time"
     return str(error.cause or error)[:300]
-
-
-def _is_long() -> bool:
-    return workflow.info().get_current_history_length() > MAX_HISTORY

@@ -46,6 +46,7 @@ class WorkflowStarter:
     client: Client
     kits: Mapping[str, KitTables]
     heartbeat_s: float = 10.0
+    max_history: int = 4_000
     queue: str = SCHEMA
 
     async def start(self) -> int:
@@ -77,6 +78,7 @@ class WorkflowStarter:
             ordering_service=kit.schema,
             attempt=attempt,
             heartbeat_s=self.heartbeat_s,
+            max_history=self.max_history,
         )
         try:
             await self.client.start_workflow(

@@ -14,11 +14,13 @@ from temporalio.exceptions import ActivityError
 with workflow.unsafe.imports_passed_through():
     from dflare.kit import operation_calls as calls
     from dflare.kit.operation_results import Result, in_short
-    from dflare.kit.plan import STALE_ATTEMPT, OperationState, PlannedStep, SideStep
+    from dflare.kit.plan import BATCH_SIZE, STALE_ATTEMPT, OperationState, PlannedStep, SideStep
     from dflare.kit.step_calls import HistoryFullError, StepCaller, StepLine, cause_of
 
 NAME = "OperationWorkflow"
 REPLACEMENT_ROUNDS = 3
+EXCHANGED_AT_ONCE = 8 * BATCH_SIZE
+"""Targets whose exchange (some 30 calls for each batch of them) fits well into one history."""
 CANCELLED = "cancelled"
 
 _PROGRESS_EVERY = timedelta(seconds=0.5)
@@ -175,9 +177,21 @@ class OperationWorkflow:
         return found
 
     async def _exchange(self, index: int, pairs: dict[str, str], result: Result) -> dict[str, str]:
-        """Take back what was done to the targets given up, bring their stand-ins to where the
-        others are, and go on with those; returns the stand-ins that failed, with the reason."""
+        """Exchange targets given up for their stand-ins; returns the stand-ins that failed, with
+        the reason. Some at a time, so that one history is long enough to see each portion end."""
         self._replacing = dict(pairs)
+        failed: dict[str, str] = {}
+        new = list(pairs)
+        for start in range(0, len(new), EXCHANGED_AT_ONCE):
+            portion = {n: pairs[n] for n in new[start : start + EXCHANGED_AT_ONCE]}
+            failed |= await self._exchange_some(index, portion, result)
+        return failed
+
+    async def _exchange_some(
+        self, index: int, pairs: dict[str, str], result: Result
+    ) -> dict[str, str]:
+        """Take back what was done to the targets given up, bring their stand-ins to where the
+        others are, and go on with those."""
         await self._take_back_given_up(index, list(pairs.values()))
         fresh = list(pairs)
         failed: dict[str, str] = {}
@@ -196,10 +210,9 @@ class OperationWorkflow:
             fresh = [t for t in fresh if t in set(came.done)]
             failed |= came.failed
             result.shared.update(came.shared)
-        left = {new: old for new, old in pairs.items() if new in failed}
         gone = [old for new, old in pairs.items() if new not in failed]
-        await self._retarget(gone, [], replacing=left)
-        self._replacing = left
+        self._replacing = {n: old for n, old in self._replacing.items() if old not in set(gone)}
+        await self._retarget(gone, [], replacing=self._replacing)
         result.done.extend(fresh)
         for old in gone:
             result.failed.pop(old, None)
