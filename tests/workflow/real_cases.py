@@ -165,7 +165,7 @@ async def look(platform: RealPlatform, lane: Lane, cluster_id: str) -> Snapshot:
         )
     live = [one for one in allocations if one.state != "ended"]
     own = {one.node_name for one in live}
-    nodes = await _nodes(platform, lane, own)
+    nodes = await look_at_nodes(platform, lane.node_names, own)
     return {
         "cluster": cluster,
         "allocations": sorted(one.state for one in live),
@@ -189,11 +189,12 @@ def _billed(intervals: Iterable[Allocation | LedgerEntry]) -> list[str]:
     )
 
 
-async def _nodes(
-    platform: RealPlatform, lane: Lane, own: set[str]
+async def look_at_nodes(
+    platform: RealPlatform, names: Sequence[str], own: set[str]
 ) -> dict[str, tuple[str | None, ...]]:
+    """Each node as in ``CLEAN``; ``own`` are those of one order."""
     async with platform.database.transaction("baremetal") as session:
-        query = select(Node.name, Node.state).where(Node.name.in_(lane.node_names))
+        query = select(Node.name, Node.state).where(Node.name.in_(names))
         states = {row.name: row.state for row in await session.execute(query)}
     truth = {
         host["name"]: host
@@ -201,7 +202,7 @@ async def _nodes(
     }
     reachability = (await platform.sim.control.get("/truth/reachability")).json()
     found: dict[str, tuple[str | None, ...]] = {}
-    for name in lane.node_names:
+    for name in names:
         host = truth[name]
         reached = {peers(reachability, kind, name) for kind in ("ethernet", "infiniband")}
         found[name] = (

@@ -61,21 +61,22 @@ _BASE = IPv4Address("127.68.0.0")
 
 @dataclass
 class Saboteurs:
-    """Saboteurs by project: each case disturbs its own order alone, at one or more steps."""
+    """Saboteurs by project, or by node for what is ordered on one that is no tenant's: each case
+    disturbs its own order alone, at one or more steps."""
 
     database: Database
     take: Callable[[str], Awaitable[None]] | None = None
-    by_project: dict[str, list[Saboteur]] = field(default_factory=dict)
+    by_owner: dict[str, list[Saboteur]] = field(default_factory=dict)
 
-    def begin(self, project_id: str, disturbances: Sequence[Disturbance]) -> list[Saboteur]:
-        """From now on do this, and nothing else, to what a project orders."""
+    def begin(self, owner: str, disturbances: Sequence[Disturbance]) -> list[Saboteur]:
+        """From now on do this, and nothing else, to what a project orders, or to a node."""
         saboteurs = [Saboteur(self.database, SCHEMAS, active, self.take) for active in disturbances]
-        self.by_project[project_id] = saboteurs
+        self.by_owner[owner] = saboteurs
         return saboteurs
 
     def of(self, call: StepCall) -> list[Saboteur]:
         """Who disturbs a call."""
-        return self.by_project.get(call.project_id or "", [])
+        return self.by_owner.get(call.project_id or call.resource_id, [])
 
     async def cut(self, point: CutPoint, call: StepCall) -> None:
         """The hook of ``StepRunner``."""

@@ -3,14 +3,17 @@
 from datetime import datetime
 from typing import Any, cast
 
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
 from dflare.drivers.bmc.port import Inventory
 from dflare.kit.outbox import Event
 from dflare.kit.plan import StepCall
 from dflare.kit.steps import DONE, Outcome
 from dflare.services.baremetal.contract import NodeState
-from dflare.services.baremetal.steps.base import NodeStep, NodeWork, change_state
+from dflare.services.baremetal.steps.base import Loaded, NodeStep, NodeWork, change_state
 from dflare.services.baremetal.steps.power import power_off
-from dflare.services.baremetal.tables import Node
+from dflare.services.baremetal.tables import KIT, Node
 
 _NAMED_AT_MOST = 4
 
@@ -23,6 +26,14 @@ class Enrol(NodeStep):
     leaving = NodeState.AVAILABLE
     failing = NodeState.FAILED
     releases = True
+
+    async def load(self, session: AsyncSession, call: StepCall, targets: list[str]) -> Loaded:
+        """See ``NodeStep.load``; what this enrolment set aside before, such as a node whose ports
+        were not seen closed, does not come into the pool by it."""
+        aside = await _set_aside(session, call, targets)
+        loaded = await super().load(session, call, [t for t in targets if t not in aside])
+        loaded.settled.update(dict.fromkeys(aside, Outcome("failed", "it was set aside")))
+        return loaded
 
     async def work(self, work: NodeWork) -> Outcome:
         """See ``NodeStep.work``."""
@@ -65,9 +76,22 @@ class SetAside(NodeStep):
         self, row: Node, outcome: Outcome, call: StepCall, now: datetime, events: list[Event]
     ) -> None:
         """See ``NodeStep.succeeded``."""
-        if row.state == NodeState.ENROLLING:
+        if row.state in (NodeState.DECLARED, NodeState.ENROLLING, NodeState.AVAILABLE):
             reason = call.params.get("reason", "not enrolled")
             change_state(row, NodeState.FAILED, reason, now, call, events)
+
+
+async def _set_aside(session: AsyncSession, call: StepCall, targets: list[str]) -> set[str]:
+    outcome = KIT.step_outcome
+    return set(
+        await session.scalars(
+            select(outcome.c.target).where(
+                outcome.c.operation_id == call.operation_id,
+                outcome.c.step.startswith(f"{SetAside.name}#{call.generation}.", autoescape=True),
+                outcome.c.target.in_(targets),
+            )
+        )
+    )
 
 
 def compare(serial: str, facts: dict[str, object], found: Inventory) -> list[str]:
