@@ -323,6 +323,8 @@ class Cases:
             try:
                 cluster_id, ready = await self._create(lane, create)
                 if ready:
+                    # A node that the order gave up must not be taken for one of its release.
+                    await self._clean_nodes(lane)
                     last = deletes.popleft() if deletes else Scenario("delete", "to clean up")
                     await self._delete(lane, last, cluster_id)
                 await self._clean(lane, cluster_id)
@@ -412,7 +414,16 @@ class Cases:
             self._answer(scenario)
 
     async def _clean(self, lane: Lane, cluster_id: str) -> None:
-        """Nodes in quarantine are cleaned as an operator lets them be; then all must be as new."""
+        """Let nodes be cleaned; then all must be as new."""
+        await self._clean_nodes(lane)
+        snapshot = await self._settled(lane, cluster_id)
+        billed = len(snapshot["usage"])
+        expected = nothing_left(lane, snapshot["cluster"], billed=billed)
+        if snapshot != expected:
+            raise LaneSpoiledError(f"{snapshot}")
+
+    async def _clean_nodes(self, lane: Lane) -> None:
+        """Nodes in quarantine are cleaned as an operator lets them be."""
         async with self.platform.database.transaction("baremetal") as session:
             query = select(Node.name, Node.state).where(Node.name.in_(lane.node_names))
             states = {row.name: row.state for row in await session.execute(query)}
@@ -425,11 +436,6 @@ class Cases:
         for operation_id in orders:
             row = await self.platform.rest(operation_id, "baremetal")
             assert row["state"] == OperationState.SUCCEEDED, row["reason"]
-        snapshot = await self._settled(lane, cluster_id)
-        billed = len(snapshot["usage"])
-        expected = nothing_left(lane, snapshot["cluster"], billed=billed)
-        if snapshot != expected:
-            raise LaneSpoiledError(f"{snapshot}")
 
 
 def check(scenario: Scenario, undisturbed: Ended, untouched: Snapshot, ended: Ended) -> None:
