@@ -68,7 +68,7 @@ class Keys:
             "SELECT format('%I.%I', table_schema, table_name) FROM information_schema.tables"
             " WHERE table_schema IN ('clusters', 'feed')"
         )
-        async with self.database.engine.connect() as connection:
+        async with self.database.across() as connection:
             rows: list[str] = []
             for (table,) in (await connection.execute(tables)).all():
                 found = await connection.execute(text(f"SELECT t::text FROM {table} t"))
@@ -265,7 +265,7 @@ async def test_a_removal_waits_for_an_order_that_is_being_stored(
         monkeypatch.undo()
         storing.set()
         waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
-        async with keys.database.engine.connect() as connection, asyncio.timeout(60):
+        async with keys.database.across() as connection, asyncio.timeout(60):
             while not await connection.scalar(waiting):
                 await connection.rollback()
                 await asyncio.sleep(0.02)

@@ -286,8 +286,8 @@ class MeetingDatabase(Database):
         self._meeting = meeting
 
     @asynccontextmanager
-    async def transaction(self, schema: str) -> AsyncGenerator[AsyncSession]:
-        async with super().transaction(schema) as session:
+    async def reading(self, schema: str) -> AsyncGenerator[AsyncSession]:
+        async with super().reading(schema) as session:
             yield session
         if schema == "feed_reader":
             await self._meeting.wait()
@@ -381,7 +381,7 @@ async def test_a_lost_listener_comes_back(database: Database) -> None:
 
     async with asyncio.timeout(60):
         await woken()
-        async with database.engine.connect() as connection:
+        async with database.across() as connection:
             killed = await connection.execute(
                 text(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"

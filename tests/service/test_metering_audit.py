@@ -115,9 +115,10 @@ class Books:
             await LedgerProjection().apply(session, entries)
 
     async def corrupt(self, *statements: str) -> None:
-        async with self.database.engine.begin() as connection:
+        async with self.database.across() as connection:
             for statement in statements:
                 await connection.execute(text(statement))
+            await connection.commit()
 
     async def audits(self) -> list[UsageAudit]:
         async with self.database.transaction("metering") as session:

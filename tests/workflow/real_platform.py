@@ -216,7 +216,7 @@ class RealPlatform:
         """Wait until every read model has folded all that happened until now."""
 
         async def relayed() -> bool:
-            async with self.database.engine.connect() as connection:
+            async with self.database.across() as connection:
                 return (await connection.execute(query)).first() is None
 
         async def folded() -> bool:

@@ -56,7 +56,7 @@ def build_app(platform: Platform, hub: events.EventHub, lag: LoopLag | None = No
     @app.get("/healthz", include_in_schema=False)
     async def healthz() -> JSONResponse:
         """Whether this process can serve: the database answers."""
-        async with platform.database.engine.connect() as connection:
+        async with platform.database.across() as connection:
             await connection.execute(text("SELECT 1"))
         return JSONResponse(
             {

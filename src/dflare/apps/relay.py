@@ -126,7 +126,7 @@ class Relay:
 
     async def forward(self) -> bool:
         """One pass; whether there may be more to do at once."""
-        async with self.database.engine.connect() as connection:
+        async with self.database.across() as connection:
             rows: Sequence[Any] = (await connection.execute(self._query)).all()
         found: list[tuple[str, str]] = [(row[0], row[1]) for row in rows]
         copies = [self._copy(self.schemas[name]) for kind, name in found if kind == EVENT]

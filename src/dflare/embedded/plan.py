@@ -190,7 +190,7 @@ def _simulator(layout: Layout, options: UpOptions, ports: PortBook) -> _Store | 
         *launch_prefix("TERM"),
         "nice",
         "-n",
-        "5",
+        "10",
         sys.executable,
         "-m",
         "dflare.sim",

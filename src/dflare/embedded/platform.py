@@ -65,8 +65,8 @@ def platform_components(
         components=(
             builder.migrate(),
             builder.process("gateway", ("migrate",), ready=http_ok(f"{local_url}/healthz")),
-            builder.process("worker", ("migrate", "temporal"), nice=5),
-            builder.process("site-worker", ("migrate", "temporal", "sim"), nice=5),
+            builder.process("worker", ("migrate", "temporal"), nice=10),
+            builder.process("site-worker", ("migrate", "temporal", "sim"), nice=10),
             builder.process("relay", ("migrate", "temporal")),
         ),
         urls={"api": env["DFLARE_PUBLIC_URL"]},

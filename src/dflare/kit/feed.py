@@ -128,13 +128,13 @@ async def _append(
 
 async def floor_position(database: Database) -> int:
     """The position behind which every event is still kept; 0 before any retention."""
-    async with database.transaction("feed_reader") as session:
+    async with database.reading("feed_reader") as session:
         return (await session.execute(select(feed_tables.head.c.floor))).scalar_one()
 
 
 async def head_position(database: Database) -> int:
     """The position of the newest event; 0 for an empty log."""
-    async with database.transaction("feed_reader") as session:
+    async with database.reading("feed_reader") as session:
         return (await session.execute(select(feed_tables.head.c.position))).scalar_one()
 
 
@@ -167,7 +167,7 @@ async def read_feed(
         .order_by(table.c.position)
         .limit(limit)
     )
-    async with database.transaction("feed_reader") as session:
+    async with database.reading("feed_reader") as session:
         rows = (await session.execute(query)).mappings().all()
     newest, floor = rows[0]["newest"], rows[0]["floor"]
     if after < floor:

@@ -107,7 +107,7 @@ class AuthService:
         Raises:
             NotFoundError: there is none.
         """
-        async with self._database.transaction("auth") as session:
+        async with self._database.reading("auth") as session:
             return await rows.get(session, scope, model, row_id, own=own)
 
     async def find(
@@ -120,7 +120,7 @@ class AuthService:
         limit: int = 500,
     ) -> Sequence[Row_T]:
         """Rows within the scope, in order of their ids."""
-        async with self._database.transaction("auth") as session:
+        async with self._database.reading("auth") as session:
             return await rows.find(
                 session, scope, model, *conditions, own=own, after=after, limit=limit
             )
@@ -133,7 +133,7 @@ class AuthService:
         limit: int = 500,
     ) -> Sequence[AuditEntry]:
         """The audit log of all services within the scope, the newest entries first."""
-        async with self._database.transaction("auth") as session:
+        async with self._database.reading("auth") as session:
             return await rows.audit_page(session, scope, *conditions, before=before, limit=limit)
 
     async def organization(self, scope: Scope, reference: str) -> Organization:
@@ -156,7 +156,7 @@ class AuthService:
             NotFoundError: none that the scope covers, and not the subject ``own``.
             AmbiguousNameError: several users of that name; they are listed.
         """
-        async with self._database.transaction("auth") as session:
+        async with self._database.reading("auth") as session:
             if reference.startswith("sa_"):
                 return await rows.get(session, scope, ServiceAccount, reference, own=own)
             named = (User.id == reference) | (User.name == reference)

@@ -87,7 +87,7 @@ class BaremetalService:
 
     async def site_ids(self) -> list[str]:
         """The declared sites, for the processes that serve their queues."""
-        async with self.database.transaction(SCHEMA) as session:
+        async with self.database.reading(SCHEMA) as session:
             return await repository.site_ids(session)
 
     async def list_nodes(
@@ -96,7 +96,7 @@ class BaremetalService:
         """One page of nodes: all for operators, a tenant's own for tenants; and the key to go on
         behind where there are more."""
         scope = self.authorizer.scope(principal)
-        async with self.database.transaction(SCHEMA) as session:
+        async with self.database.reading(SCHEMA) as session:
             found = await repository.list_nodes(session, scope, wanted, after, limit + 1)
         rows, last = cut(found, limit)
         entries = [NodeEntry(node, holder) for node, holder in rows]
@@ -112,7 +112,7 @@ class BaremetalService:
         Raises:
             NotFoundError: none that the caller may read.
         """
-        async with self.database.transaction(SCHEMA) as session:
+        async with self.database.reading(SCHEMA) as session:
             scope = self.authorizer.scope(principal)
             node, holder = await repository.find_node(session, scope, reference)
         await self.authorizer.check(principal, "node:read", _resource(node, holder))
@@ -232,13 +232,13 @@ class BaremetalService:
     async def images(self, principal: Principal) -> Sequence[Image]:
         """Images that can be ordered."""
         await self.authorizer.check(principal, "image:list", Resource("image", ""))
-        async with self.database.transaction(SCHEMA) as session:
+        async with self.database.reading(SCHEMA) as session:
             return await repository.images(session)
 
     async def node_types(self, principal: Principal) -> Sequence[NodeType]:
         """Node types that can be ordered."""
         await self.authorizer.check(principal, "node_type:list", Resource("node_type", ""))
-        async with self.database.transaction(SCHEMA) as session:
+        async with self.database.reading(SCHEMA) as session:
             return await repository.node_types(session)
 
     async def _audit(

@@ -106,12 +106,12 @@ class SiteService:
     async def list_sites(self, principal: Principal) -> Sequence[SiteView]:
         """All sites; tenants order at them."""
         await self.authorizer.check(principal, "site:list", Resource("site", ""))
-        async with self.database.transaction(SCHEMA) as session:
+        async with self.database.reading(SCHEMA) as session:
             sites = await repository.sites(session)
             kinds = await repository.node_types(session)
         resources = [Resource("site", site.id) for site in sites]
         whole = await self.authorizer.readable(principal, "site:read", resources)
-        async with self.database.transaction(SCHEMA) as session:
+        async with self.database.reading(SCHEMA) as session:
             return [
                 SiteView(
                     site,
@@ -123,7 +123,7 @@ class SiteService:
 
     async def get(self, principal: Principal, reference: str) -> SiteView:
         """One site with its document, for operators and auditors."""
-        async with self.database.transaction(SCHEMA) as session:
+        async with self.database.reading(SCHEMA) as session:
             site = await repository.find_site(session, reference)
             counts = await repository.count_by_state(session, site.id) if site else {}
             kinds = await repository.node_types(session)

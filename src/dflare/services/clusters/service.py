@@ -348,7 +348,7 @@ class ClusterService:
             NotFoundError: none that the caller may read.
         """
         scope = self.authorizer.scope(principal)
-        async with self.database.transaction(SCHEMA) as session:
+        async with self.database.reading(SCHEMA) as session:
             cluster = await repository.find(session, scope, Cluster, project.id, reference)
             pools = await repository.pools_of(session, [cluster.id])
             members = await repository.members_of(session, cluster.id)
@@ -366,7 +366,7 @@ class ClusterService:
     ) -> tuple[list[ClusterView], str | None]:
         """One page in order of ids, and the id to go on behind where there are more."""
         scope = self.authorizer.scope(principal)
-        async with self.database.transaction(SCHEMA) as session:
+        async with self.database.reading(SCHEMA) as session:
             rows = await repository.list_clusters(
                 session, scope, project.id if project else None, after, limit + 1, deleted=deleted
             )

@@ -92,7 +92,7 @@ class KeyService:
     ) -> tuple[UserData, str]:
         """User data with its text, for those who may read it."""
         row = await self.get(principal, project, UserData, reference)
-        async with self.database.transaction(SCHEMA) as session:
+        async with self.database.reading(SCHEMA) as session:
             content = await get_secret(session, KIT, self.sealer, _secret_name(row))
         return row, content.decode()
 
@@ -105,7 +105,7 @@ class KeyService:
             NotFoundError: none that the caller may read.
         """
         scope = self.authorizer.scope(principal)
-        async with self.database.transaction(SCHEMA) as session:
+        async with self.database.reading(SCHEMA) as session:
             row = await repository.find(session, scope, kind, project.id, reference)
         await self.authorizer.check(principal, f"{kind.__tablename__}:read", _resource(row))
         return row
@@ -120,7 +120,7 @@ class KeyService:
     ) -> tuple[list[Row], str | None]:
         """One page in order of ids, and the id to go on behind where there are more."""
         scope = self.authorizer.scope(principal)
-        async with self.database.transaction(SCHEMA) as session:
+        async with self.database.reading(SCHEMA) as session:
             rows = await repository.list_named(session, scope, kind, project.id, after, limit + 1)
         rows, last = cut(rows, limit)
         allowed = await self.authorizer.readable(

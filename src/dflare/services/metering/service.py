@@ -53,7 +53,7 @@ class MeteringService:
         start, end = month_bounds(month)
         now = self.clock.now()
         scope = self.authorizer.scope(principal)
-        async with self.database.transaction(SCHEMA) as session:
+        async with self.database.reading(SCHEMA) as session:
             entries = await repository.ledger(session, scope, project.id, start, end)
             prices = await repository.prices(session)
         usages = [
@@ -87,7 +87,7 @@ class MeteringService:
         await self._may(principal, "usage:read", "usage", project)
         start, end = month_bounds(month)
         scope = self.authorizer.scope(principal)
-        async with self.database.transaction(SCHEMA) as session:
+        async with self.database.reading(SCHEMA) as session:
             rows = await repository.ledger(
                 session, scope, project.id, start, end, after=after, limit=limit + 1
             )
@@ -98,7 +98,7 @@ class MeteringService:
         """The limits of a project."""
         await self._may(principal, "quota:read", "quota", project)
         scope = self.authorizer.scope(principal)
-        async with self.database.transaction(SCHEMA) as session:
+        async with self.database.reading(SCHEMA) as session:
             return await repository.quotas(session, scope, project.id)
 
     async def set_quota(

@@ -37,7 +37,7 @@ class AuditService:
         """
         await self._may(principal, "usage_audit:list", "usage")
         scope = self.authorizer.scope(principal)
-        async with self.database.transaction(SCHEMA) as session:
+        async with self.database.reading(SCHEMA) as session:
             rows = await repository_audits.audits(session, scope, after, limit + 1)
         shown, last = cut(rows, limit)
         return shown, last.id if last else None
@@ -50,7 +50,7 @@ class AuditService:
         """
         await self._may(principal, "usage_audit:read", audit_id)
         scope = self.authorizer.scope(principal)
-        async with self.database.transaction(SCHEMA) as session:
+        async with self.database.reading(SCHEMA) as session:
             found = await repository_audits.audit(session, scope, audit_id)
         if found is None:
             raise NotFoundError(f"there is no usage_audit {audit_id}")
@@ -71,7 +71,7 @@ class AuditService:
                 "the cursor is not one of this list", next_step="Start again without `cursor`."
             )
         scope = self.authorizer.scope(principal)
-        async with self.database.transaction(SCHEMA) as session:
+        async with self.database.reading(SCHEMA) as session:
             rows = await repository_audits.findings(
                 session, scope, audit_id, int(after or 0), limit + 1
             )

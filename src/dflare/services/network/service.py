@@ -57,7 +57,7 @@ class NetworkService:
     ) -> tuple[list[Network], str | None]:
         """One page in order of ids, and the id to go on behind where there are more."""
         scope = self._authorizer.scope(principal)
-        async with self._database.transaction(SCHEMA) as session:
+        async with self._database.reading(SCHEMA) as session:
             found = await list_networks(
                 session, scope, after=after, limit=limit + 1, project=project and project.id
             )
@@ -75,7 +75,7 @@ class NetworkService:
             NotFoundError: none that the caller may know of.
         """
         scope = self._authorizer.scope(principal)
-        async with self._database.transaction(SCHEMA) as session:
+        async with self._database.reading(SCHEMA) as session:
             network = await find_network(session, scope, network_id)
         if network is None:
             raise NotFoundError(f"there is no network {network_id}")
@@ -87,7 +87,7 @@ class NetworkService:
     ) -> tuple[list[DeviceView], str | None]:
         """One page of a site's devices."""
         found = await self._site(principal, site, "device:list", "device")
-        async with self._database.transaction(SCHEMA) as session:
+        async with self._database.reading(SCHEMA) as session:
             rows = await site_rows.list_devices(session, found.id, after, limit + 1)
             page, last = cut(rows, limit)
             ids = [device.id for device in page]
@@ -99,13 +99,13 @@ class NetworkService:
     async def usage(self, principal: Principal, site: str) -> dict[PoolKind, dict[str, int]]:
         """How many identifiers of each kind are in each state."""
         found = await self._site(principal, site, "pool:list", "pool")
-        async with self._database.transaction(SCHEMA) as session:
+        async with self._database.reading(SCHEMA) as session:
             return await pools.usage(session, found)
 
     async def frozen(self, principal: Principal, site: str) -> FreezeView:
         """Whether the site is frozen, and what waits."""
         found = await self._site(principal, site, "device:list", "device")
-        async with self._database.transaction(SCHEMA) as session:
+        async with self._database.reading(SCHEMA) as session:
             return await self._freeze_view(session, found)
 
     async def freeze(self, principal: Principal, site: str, reason: str) -> FreezeView:
@@ -120,7 +120,7 @@ class NetworkService:
 
     async def _site(self, principal: Principal, site: str, action: str, kind: str) -> Site:
         scope = self._authorizer.scope(principal)
-        async with self._database.transaction(SCHEMA) as session:
+        async with self._database.reading(SCHEMA) as session:
             found = await site_rows.find_site(session, scope, site)
         if found is None:
             raise NotFoundError(f"there is no site {site}")

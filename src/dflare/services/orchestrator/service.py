@@ -113,13 +113,13 @@ class OrchestratorService:
 
     async def nodes_of(self, cluster_id: str) -> Sequence[Placed]:
         """The live allocations of a cluster, for the targets of its release."""
-        async with self.database.transaction(SCHEMA) as session:
+        async with self.database.reading(SCHEMA) as session:
             rows = await repository.of_cluster(session, _SCOPE, cluster_id)
         return tuple(_placed(row) for row in rows)
 
     async def has_reserved(self, operation_id: str) -> bool:
         """Whether the operation is an order of nodes."""
-        async with self.database.transaction(SCHEMA) as session:
+        async with self.database.reading(SCHEMA) as session:
             return await repository.reservation(session, operation_id) is not None
 
     async def reserve_again(self, operation_id: str) -> Reservation:

@@ -68,7 +68,7 @@ class OperationDesk:
     ) -> tuple[list[Document], str | None]:
         """One page, newest first, and the id to continue behind where more follow."""
         scope = self.authorizer.scope(principal)
-        async with self.database.transaction(SCHEMA) as session:
+        async with self.database.reading(SCHEMA) as session:
             rows = await repository.list_operations(session, scope, wanted)
         page, last = cut(rows, wanted.limit)
         resources = [
@@ -83,7 +83,7 @@ class OperationDesk:
     ) -> tuple[list[Allocation], str | None]:
         """One page, newest first, and the id to continue behind where more follow."""
         scope = self.authorizer.scope(principal)
-        async with self.database.transaction(SCHEMA) as session:
+        async with self.database.reading(SCHEMA) as session:
             rows = await repository.list_allocations(session, scope, wanted)
         page, last = cut(rows, wanted.limit)
         resources = [
