@@ -48,7 +48,10 @@ class Progress(StrEnum):
 
 
 class BootSource(StrEnum):
-    """Redfish ComputerSystem.BootSource, as far as a host boots from them."""
+    """Redfish ComputerSystem.BootSource, as far as a host boots from them.
+
+    ``UsbCd`` is Supermicro's own.
+    """
 
     NONE = "None"
     CD = "Cd"
@@ -56,6 +59,7 @@ class BootSource(StrEnum):
     PXE = "Pxe"
     HTTP = "UefiHttp"
     SETUP = "BiosSetup"
+    USB_CD = "UsbCd"
 
 
 class Override(StrEnum):
@@ -76,9 +80,11 @@ class BootSettings:
     order: tuple[BootSource, ...] = (BootSource.DISK, BootSource.CD)
 
     def take(self) -> list[BootSource]:
-        """The sources to try at this boot, best first; a one-time override is used up."""
+        """The sources to try at this boot, best first; a one-time override is used up. Hosts are
+        UEFI systems, which honour no override of Legacy mode."""
         order = list(self.order)
-        if self.enabled is not Override.DISABLED and self.target is not BootSource.NONE:
+        honoured = self.enabled is not Override.DISABLED and self.mode == "UEFI"
+        if honoured and self.target is not BootSource.NONE:
             order.insert(0, self.target)
         if self.enabled is Override.ONCE:
             self.enabled, self.target = Override.DISABLED, BootSource.NONE
@@ -114,6 +120,7 @@ class Bios:
     pending: dict[str, str | int] = field(default_factory=dict[str, "str | int"])
     reset_pending: bool = False
     jobs: list[BiosJob] = field(default_factory=list[BiosJob])
+    applied_at: datetime | None = None
 
     def attributes(self) -> dict[str, str | int]:
         """Every attribute with the value in force."""
@@ -124,11 +131,18 @@ class Bios:
         """Whether the next reset has something to apply."""
         return bool(self.pending) or self.reset_pending
 
-    def stage(self, attributes: dict[str, str | int], now: datetime) -> BiosJob:
-        """Let ``attributes`` wait for the next reset; the last 20 jobs are remembered."""
+    def stage(
+        self, attributes: dict[str, str | int], now: datetime, job_prefix: str
+    ) -> BiosJob | None:
+        """Let ``attributes`` wait for the next reset; the last 20 jobs are remembered. There is a
+        job where the BMC's jobs have names."""
         self.pending.update(attributes)
-        number = int(self.jobs[-1].id.removeprefix("JID_")) + 1 if self.jobs else 100_000_000_001
-        job = BiosJob(f"JID_{number}", dict(attributes), now)
+        if not job_prefix:
+            return None
+        number = (
+            int(self.jobs[-1].id.removeprefix(job_prefix)) + 1 if self.jobs else 100_000_000_001
+        )
+        job = BiosJob(f"{job_prefix}{number}", dict(attributes), now)
         self.jobs = [*self.jobs[-19:], job]
         return job
 
@@ -139,6 +153,7 @@ class Bios:
         before = self.attributes()
         if not ignored:
             self.changed.update(self.pending)
+        self.applied_at = now
         self.pending, self.reset_pending = {}, False
         for job in self.jobs:
             if job.ended_at is None:

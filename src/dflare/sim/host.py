@@ -53,9 +53,16 @@ class NotRunningError(Exception):
 
 
 class Host:
-    """A simulated server."""
+    """A simulated server. ``virtual_cd`` is the boot source that its BMC's virtual CD shows as."""
 
-    def __init__(self, node: Node, lab: Lab, bios: dict[str, str | int], slots: list[str]) -> None:
+    def __init__(
+        self,
+        node: Node,
+        lab: Lab,
+        bios: dict[str, str | int],
+        slots: list[str],
+        virtual_cd: BootSource,
+    ) -> None:
         self.node = node
         self.name = node.name
         self.lab = lab
@@ -63,7 +70,8 @@ class Host:
         self.progress = Progress.NONE
         self.progress_at: datetime = lab.clock.utc()
         self.last_reset_at: datetime = lab.clock.utc()
-        self.boot = BootSettings()
+        self.virtual_cd = virtual_cd
+        self.boot = BootSettings(order=(BootSource.DISK, virtual_cd))
         self.bios = Bios(bios)
         self.secure_boot = False
         self.media = {slot: VirtualMedia() for slot in slots}
@@ -247,7 +255,7 @@ class Host:
             if source is BootSource.SETUP:
                 self._reached(Progress.SETUP)
                 return
-            if source is BootSource.CD and (medium := await self._agent_medium()) is not None:
+            if source is self.virtual_cd and (medium := await self._agent_medium()) is not None:
                 self._start(self._run_agent(medium))
                 return
             if source is BootSource.DISK:

@@ -30,8 +30,9 @@ class World:
         self.by_bmc_address: dict[str, Host] = {}
         for node in config.nodes:
             vendor = personality_of(node.personality)
-            slots = [slot.id for slot in vendor.media_slots]
-            host = Host(node, lab, vendor.bios_defaults(node), slots)
+            media = vendor.media
+            slots = [slot.id for slot in media.slots]
+            host = Host(node, lab, vendor.bios_defaults(node), slots, media.boot_source)
             self.hosts[node.name] = host
             self.by_bmc_address[node.bmc_address] = host
 

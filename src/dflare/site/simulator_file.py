@@ -8,6 +8,7 @@ from typing import Final, Literal
 from uuid import UUID, uuid5
 
 from dflare.site.document import Credential, Node, NodeType, SiteDocument
+from dflare.site.hardware import server_model
 from dflare.site.layout import SimPorts
 from dflare.site.values import split_endpoint
 
@@ -85,12 +86,15 @@ def simulator_config(
 
 def _node(site: SiteDocument, node: Node, ports: SimPorts) -> dict[str, object]:
     kind = site.types_by_name[node.type]
+    vendor = site.vendor_of(node)
+    maker = kind.gpu.vendor if kind.gpu else None
     return {
         "name": node.name,
         "serial": node.serial,
         "uuid": str(uuid5(_NAMESPACE, f"{site.name}/{node.serial}")),
-        "personality": str(site.vendor_of(node)),
-        "model": kind.model,
+        "personality": str(vendor),
+        # The type's model is that of its own vendor.
+        "model": kind.model if vendor == kind.vendor else server_model(vendor, maker),
         "bmc_address": _host(node.bmc.address, ports.bmc),
         "cpu_cores": kind.cpu.cores,
         "cpu_sockets": kind.cpu.sockets,

@@ -1,5 +1,6 @@
 """A site of like servers, for a first look, tests and measurements."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -14,20 +15,13 @@ from dflare.site.document import (
     ServerVendor,
     SiteDocument,
 )
+from dflare.site.hardware import ACCELERATORS, server_model
 from dflare.site.layout import RAILS, LayoutOptions, PlannedNode, SimPorts, lay_out
 from dflare.site.render import render_data, write_private, write_site
 from dflare.site.simulator_file import HardwareTime, simulator_config
 
 __all__ = ["DefaultSite", "SimPorts", "synthetic_site", "write_default_site"]
 
-_SERVER_MODELS: Final = {
-    ServerVendor.DELL: "PowerEdge XE9680",
-    ServerVendor.HPE: "Cray XD670",
-    ServerVendor.SUPERMICRO: "SYS-821GE-TNHR",
-    ServerVendor.LENOVO: "ThinkSystem SR680a V3",
-    ServerVendor.NVIDIA: "DGX H100",
-}
-_PRICE_PER_GPU_HOUR: Final = Decimal("2.50")
 _PRICE_PER_CPU_NODE_HOUR: Final = Decimal("1.50")
 
 
@@ -36,35 +30,50 @@ def synthetic_site(
     gpus: int = 8,
     vendor: ServerVendor = ServerVendor.DELL,
     options: LayoutOptions | None = None,
+    makers: Sequence[GpuVendor] = (GpuVendor.NVIDIA,),
 ) -> SiteDocument:
-    """Return a site of ``nodes`` like servers, ``node-0001`` and on, with ``gpus`` H100 each.
+    """Return a site of ``nodes`` servers, ``node-0001`` and on, with ``gpus`` accelerators each.
 
-    Servers with eight GPUs have eight InfiniBand rails and stand eight to a rack; others have none
-    and stand 32 to a rack. Where ``options`` are given, their ``vendors`` say whose BMCs there are.
+    The servers are alike but for the makers of their accelerators: each of ``makers`` has an equal
+    share of the nodes, one after the other, and a node type (``h100-8``, ``mi300x-8``,
+    ``gaudi3-8``). Servers with eight GPUs have eight InfiniBand rails and stand eight to a rack;
+    others have none and stand 32 to a rack. Where ``options`` are given, their ``vendors`` say
+    whose BMCs there are.
 
     Raises:
-        ValueError: ``nodes`` is not 1 to 16,000 or ``gpus`` not 0 to 64.
+        ValueError: ``nodes`` is not 1 to 16,000, ``gpus`` not 0 to 64, or ``makers`` is empty.
     """
     if not 0 <= gpus <= 64:
         raise ValueError(f"a server has 0 to 64 GPUs, not {gpus}")
+    if not makers:
+        raise ValueError("makers is empty: name at least one")
     chosen = options or LayoutOptions(
         name="demo", description=f"{nodes} simulated servers", vendors=(vendor,)
     )
-    kind = NodeType(
-        name=f"h100-{gpus}" if gpus else "cpu",
+    kinds = [_kind(chosen.vendors[0], gpus, maker) for maker in makers]
+    planned = [
+        PlannedNode(f"node-{number + 1:04d}", kinds[number * len(kinds) // nodes])
+        for number in range(nodes)
+    ]
+    return lay_out(planned, chosen)
+
+
+def _kind(vendor: ServerVendor, gpus: int, maker: GpuVendor) -> NodeType:
+    made = ACCELERATORS[maker]
+    return NodeType(
+        name=f"{made.short}-{gpus}" if gpus else "cpu",
         vendor=vendor,
-        model=_SERVER_MODELS[vendor],
-        gpu=GpuSet(vendor=GpuVendor.NVIDIA, model="H100", count=gpus, memory_gib=80)
+        model=server_model(vendor, maker if gpus else None),
+        gpu=GpuSet(vendor=maker, model=made.model, count=gpus, memory_gib=made.memory_gib)
         if gpus
         else None,
         cpu=Cpu(cores=112),
         memory_gib=2048,
         disks=(Disk(name="nvme0n1", size_gib=894), Disk(name="nvme1n1", size_gib=3576)),
         infiniband_rails=RAILS if gpus == RAILS else 0,
-        price_per_node_hour=_PRICE_PER_GPU_HOUR * gpus if gpus else _PRICE_PER_CPU_NODE_HOUR,
+        price_per_node_hour=made.price_per_hour * gpus if gpus else _PRICE_PER_CPU_NODE_HOUR,
         currency="EUR",
     )
-    return lay_out([PlannedNode(f"node-{n:04d}", kind) for n in range(1, nodes + 1)], chosen)
 
 
 @dataclass(frozen=True)
@@ -82,10 +91,13 @@ def write_default_site(
     ports: SimPorts | None = None,
     speed: float = 60,
     hardware_time: HardwareTime = "normal",
+    vendors: tuple[ServerVendor, ...] = (ServerVendor.DELL,),
+    makers: Sequence[GpuVendor] = (GpuVendor.NVIDIA,),
 ) -> DefaultSite:
     """Write ``site.yaml`` and ``sim.yaml`` of a synthetic site into ``data_dir``.
 
-    Passwords are new each time. Files there are replaced, each whole; ``site.yaml`` comes last, so
+    Servers take ``vendors`` in turn; ``makers`` of accelerators share the nodes equally. Passwords
+    are new each time. Files there are replaced, each whole; ``site.yaml`` comes last, so
     where it stands both belong together. Both are readable by their owner only.
 
     Raises:
@@ -95,7 +107,13 @@ def write_default_site(
     ports = ports or SimPorts()
     document = synthetic_site(
         nodes,
-        options=LayoutOptions(name="demo", description=f"{nodes} simulated servers", ports=ports),
+        options=LayoutOptions(
+            name="demo",
+            description=f"{nodes} simulated servers",
+            ports=ports,
+            vendors=vendors,
+        ),
+        makers=makers,
     )
     config = simulator_config(document, ports, speed=speed, hardware_time=hardware_time)
     written = DefaultSite(data_dir / "site.yaml", data_dir / "sim.yaml", document)

@@ -77,11 +77,20 @@ class Observed:
     health: str
 
 
+class GpuMaker(StrEnum):
+    """Who made an accelerator."""
+
+    NVIDIA = "nvidia"
+    AMD = "amd"
+    INTEL = "intel"
+
+
 @dataclass(frozen=True)
 class Inventory:
     """What stands in the server. MACs are lower case with colons, GUIDs 16 hexadecimal digits.
 
-    ``document`` is the whole of it for people, JSON-like.
+    ``gpu_makers`` are those that are known of its GPUs. ``document`` is the whole of it for people,
+    JSON-like.
     """
 
     serial: str
@@ -92,6 +101,7 @@ class Inventory:
     guids: frozenset[str]
     power: Power
     document: dict[str, Any]
+    gpu_makers: frozenset[GpuMaker] = frozenset()
 
 
 class BiosSetting(StrEnum):
@@ -102,6 +112,8 @@ class BiosSetting(StrEnum):
     NUMA_PER_SOCKET = "numa_per_socket"
     ASPM_OFF = "aspm_off"
     IOMMU_ON = "iommu_on"
+    SRIOV_ON = "sriov_on"
+    ABOVE_4G_ON = "above_4g_on"
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ def node_facts(document: SiteDocument, node: Node) -> dict[str, Any]:
         "node_type": node.type,
         "vendor": str(document.vendor_of(node)),
         "gpus": kind.gpu.count if kind.gpu else 0,
+        "gpu_vendor": str(kind.gpu.vendor) if kind.gpu else None,
         "serial": node.serial,
         "bmc": {"address": node.bmc.address, "credential": node.bmc.credentials_ref},
         "rack": node.rack,

@@ -3,6 +3,7 @@
 HTTP rules: DSP0266 clause 7 (methods, ETags, header fields) and 13 (authentication).
 """
 
+import gzip
 from collections.abc import Mapping
 from hashlib import blake2b
 from typing import cast
@@ -12,12 +13,13 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from dflare.sim.config import SimConfig
-from dflare.sim.redfish import bios, chassis, manager, service, storage, system
+from dflare.sim.redfish import bios, chassis, manager, pcie, service, storage, system
 from dflare.sim.redfish.bmc import Answer, Bmc, Document
 from dflare.sim.redfish.messages import RedfishError
 from dflare.sim.redfish.personality import personality_of
 from dflare.sim.redfish.routing import Route, Router, Writer, call_get, not_allowed
 from dflare.sim.redfish.schemas import ROOT, metadata_document
+from dflare.sim.redfish.vendor import ErrorStyle
 from dflare.sim.server import drop_connection
 from dflare.sim.world import World
 
@@ -27,6 +29,7 @@ _TABLES = [
     bios.table,
     storage.table,
     chassis.table,
+    pcie.table,
     manager.table,
 ]
 _METADATA = f"{ROOT}/$metadata"
@@ -65,12 +68,13 @@ class RedfishApp:
             if faults.hit("bmc_error_500", host.name) is not None:
                 raise RedfishError(500, "InternalError")
             if method in ("GET", "HEAD"):
-                await _send_document(send, _read(bmc, router, scope, headers), method, headers)
+                await _send_document(send, bmc, _read(bmc, router, scope, headers), method, headers)
                 return
             body = await _body(receive)
             answer = _write(bmc, router, scope, headers, body)
         except RedfishError as error:
-            answer = Answer(error.status, error.body(), error.headers)
+            terse = bmc.vendor.error_style is ErrorStyle.TERSE
+            answer = Answer(error.status, error.body(terse=terse), error.headers)
         content = b"" if answer.body is None else orjson.dumps(answer.body)
         await _send(send, answer.status, content, answer.headers, with_body=method != "HEAD")
 
@@ -98,11 +102,24 @@ def _write(bmc: Bmc, router: Router, scope: Scope, headers: Headers, body: Docum
     handler = _handler(route, method)
     if method == "DELETE":
         return handler(bmc, *parts)
-    if (expected := headers.get(b"if-match")) is not None and route.get is not None:
-        found = _etag(route.get(bmc, *parts))
-        if expected.decode("latin-1").strip() not in ("*", found):
-            raise RedfishError(412, "PreconditionFailed")
+    _check_precondition(bmc, route, method, headers, parts)
     return handler(bmc, *parts, body)
+
+
+def _check_precondition(
+    bmc: Bmc, route: Route, method: str, headers: Headers, parts: tuple[str, ...]
+) -> None:
+    """If-Match (DSP0266, 7.5); a weak ETag matches as the BMC sent it, since clients repeat it."""
+    expected = headers.get(b"if-match")
+    if expected is None:
+        if method == "PATCH" and bmc.vendor.needs_if_match:
+            raise RedfishError(428, "PreconditionRequired")
+        return
+    if route.get is None:
+        return
+    given = expected.decode("latin-1").strip()
+    if given != "*" and given.removeprefix("W/") != _etag(route.get(bmc, *parts)):
+        raise RedfishError(412, "PreconditionFailed")
 
 
 def _handler(route: Route, method: str) -> Writer:
@@ -130,6 +147,8 @@ def _expanded(bmc: Bmc, router: Router, document: Document, query: str) -> Docum
         if name.startswith("$") and name != "$expand":
             raise RedfishError(501, "QueryNotSupportedOnResource")
     how = wanted.get("$expand", [""])[0]
+    if how and not bmc.vendor.expands:
+        raise RedfishError(501, "QueryNotSupportedOnResource")
     if not how:
         return document
     kind, _, levels = how.partition("(")
@@ -198,13 +217,13 @@ def _etag(document: Document) -> str:
 
 
 async def _send_document(
-    send: Send, document: Document | bytes, method: str, headers: Headers
+    send: Send, bmc: Bmc, document: Document | bytes, method: str, headers: Headers
 ) -> None:
     if isinstance(document, bytes):
         kind = {"Content-Type": "application/xml;charset=utf-8"}
         await _send(send, 200, document, kind, with_body=method == "GET")
         return
-    etag = _etag(document)
+    etag = f"W/{_etag(document)}" if bmc.vendor.weak_etags else _etag(document)
     schema = str(document.get("@odata.type", "")).removeprefix("#")
     fields = {"ETag": etag, "Cache-Control": "no-cache"}
     if schema:
@@ -214,7 +233,13 @@ async def _send_document(
     if headers.get(b"if-none-match", b"").decode("latin-1") == etag:
         await _send(send, 304, b"", fields, with_body=False)
         return
-    await _send(send, 200, orjson.dumps(document), fields, with_body=method == "GET")
+    content = orjson.dumps(document)
+    if bmc.vendor.registry_gzip and document.get("@odata.id") == bmc.vendor.registry_path:
+        if b"gzip" not in headers.get(b"accept-encoding", b""):
+            raise RedfishError(406, "GeneralError")
+        content = gzip.compress(content, mtime=0)
+        fields["Content-Encoding"] = "gzip"
+    await _send(send, 200, content, fields, with_body=method == "GET")
 
 
 async def _send(

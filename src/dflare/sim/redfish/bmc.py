@@ -9,9 +9,9 @@ from urllib.parse import quote
 
 from dflare.sim.config import Credentials
 from dflare.sim.host import Host
-from dflare.sim.redfish.messages import RedfishError
+from dflare.sim.redfish.messages import RedfishError, terse_body
 from dflare.sim.redfish.schemas import ROOT, odata_type
-from dflare.sim.redfish.vendor import Vendor
+from dflare.sim.redfish.vendor import ActionAnswer, Vendor
 
 Document = dict[str, object]
 
@@ -68,6 +68,21 @@ class Bmc:
     def chassis_path(self) -> str:
         """The path of the Chassis."""
         return f"{ROOT}/Chassis/{self.vendor.chassis_id}"
+
+    @property
+    def bios_path(self) -> str:
+        """The path of the Bios resource."""
+        return f"{self.system_path}/{self.vendor.bios.bios}"
+
+    @property
+    def done(self) -> Answer:
+        """What an action that succeeded is answered with."""
+        if self.vendor.action_answer is ActionAnswer.EXTENDED:
+            return Answer(200, terse_body("Success"))
+        if self.vendor.action_answer is ActionAnswer.SUCCESS:
+            text = {"code": "Base.v1_4_0.Success", "Message": "Successfully Completed Request."}
+            return Answer(200, {"Success": text})
+        return NO_CONTENT
 
     def set_password(self, password: str) -> None:
         """Accept ``password`` from now on."""

@@ -49,6 +49,7 @@ def chassis(bmc: Bmc) -> Document:
         PowerState="On" if bmc.host.powered else "Off",
         Status=OK,
         NetworkAdapters=link(f"{path}/NetworkAdapters"),
+        PCIeDevices=link(f"{path}/PCIeDevices"),
         Power=link(f"{path}/Power"),
         Thermal=link(f"{path}/Thermal"),
         Links={
@@ -235,13 +236,18 @@ def thermal(bmc: Bmc) -> Document:
 
 def _adapters(bmc: Bmc) -> dict[str, _Adapter]:
     node = bmc.host.node
+    names = bmc.vendor.names
     found: dict[str, _Adapter] = {}
     if node.ethernet:
-        numbered = {f"NIC.Slot.1-{n}": port for n, port in enumerate(node.ethernet, 1)}
-        found["NIC.Slot.1"] = _Adapter("NIC.Slot.1", "ConnectX-7 Ethernet", {**numbered})
+        name = names.adapter.format(1)
+        numbered = {
+            names.port.format(adapter=name, port=n): port for n, port in enumerate(node.ethernet, 1)
+        }
+        found[name] = _Adapter(name, "ConnectX-7 Ethernet", {**numbered})
     for slot, port in enumerate(node.infiniband, 2):
-        name = f"InfiniBand.Slot.{slot}"
-        found[name] = _Adapter(name, "ConnectX-7 InfiniBand NDR", {f"{name}-1": port})
+        name = names.infiniband.format(slot)
+        port_id = names.port.format(adapter=name, port=1)
+        found[name] = _Adapter(name, "ConnectX-7 InfiniBand NDR", {port_id: port})
     return found
 
 

@@ -4,7 +4,20 @@ Sources: Dell iDRAC9 Redfish API guide (resource paths, ``@Redfish.Settings`` on
 ``JID_…``); attribute names as seen on an R750.
 """
 
-from dflare.sim.redfish.vendor import BiosAttribute, MediaSlot, Vendor
+from dflare.sim.firmware import BootSource, Reset
+from dflare.sim.redfish.vendor import (
+    ActionAnswer,
+    BiosAttribute,
+    BiosPaths,
+    Cpu,
+    ErrorStyle,
+    MediaRules,
+    MediaSlot,
+    OverrideMode,
+    PartNames,
+    SameState,
+    Vendor,
+)
 
 _SWITCH = ("Enabled", "Disabled")
 
@@ -33,6 +46,7 @@ _ATTRIBUTES = (
     BiosAttribute("MemOpMode", "Memory Operating Mode", "OptimizerMode", ("OptimizerMode",)),
     BiosAttribute("PcieAspmL1", "PCI ASPM L1 Link Power Management", "Enabled", _SWITCH),
     BiosAttribute("SriovGlobalEnable", "SR-IOV Global Enable", "Disabled", _SWITCH),
+    BiosAttribute("MmioAbove4Gb", "Memory Mapped I/O above 4 GB", "Enabled", _SWITCH),
     BiosAttribute("BootMode", "Boot Mode", "Uefi", ("Uefi", "Bios")),
     BiosAttribute("TpmSecurity", "TPM Security", "On", ("On", "Off")),
     BiosAttribute("AcPwrRcvry", "AC Power Recovery", "Last", ("Last", "On", "Off")),
@@ -40,6 +54,7 @@ _ATTRIBUTES = (
 )
 
 DELL = Vendor(
+    maker="Dell",
     manufacturer="Dell Inc.",
     bmc_product="Integrated Dell Remote Access Controller",
     bmc_model="16G Monolithic",
@@ -49,19 +64,70 @@ DELL = Vendor(
     system_id="System.Embedded.1",
     manager_id="iDRAC.Embedded.1",
     chassis_id="System.Embedded.1",
+    account_id="2",
     registry_id="BiosAttributeRegistry.v1_0_7",
     registry_path="/redfish/v1/Systems/System.Embedded.1/Bios/BiosRegistry",
-    bios_settings="Settings",
-    media_slots=(
-        MediaSlot("CD", "1", ("CD", "DVD")),
-        MediaSlot("RemovableDisk", "2", ("USBStick",)),
+    bios=BiosPaths(
+        bios="Bios",
+        settings="Settings",
+        reset="Actions/Bios.ResetBios",
+        shows_all=False,
+        job="JID_",
     ),
+    media=MediaRules(
+        slots=(
+            MediaSlot("CD", "1", ("CD", "DVD")),
+            MediaSlot("RemovableDisk", "2", ("USBStick",)),
+        ),
+        under_system=True,
+        boot_source=BootSource.CD,
+        insert_takes=frozenset(
+            {
+                "Image",
+                "Inserted",
+                "WriteProtected",
+                "TransferMethod",
+                "TransferProtocolType",
+                "UserName",
+                "Password",
+            }
+        ),
+        insert_needs=("Image",),
+        refuses_empty_eject=False,
+    ),
+    names=PartNames(
+        processor="CPU.Socket.{}",
+        gpu="Video.Slot.{}-1",
+        dimm="DIMM.Socket.{bank}{slot}",
+        adapter="NIC.Slot.{}",
+        infiniband="InfiniBand.Slot.{}",
+        port="{adapter}-{port}",
+        storage="CPU.1",
+        pcie="{}-0",
+    ),
+    cpu=Cpu("Intel", "Intel(R) Xeon(R) Platinum 8480+", 3800),
     attributes=_ATTRIBUTES,
     serial_attribute="SystemServiceTag",
-    processor_id="CPU.Socket.{}",
-    gpu_id="Video.Slot.{}-1",
+    resets=tuple(kind for kind in Reset if kind is not Reset.FORCE_ON),
+    boot_sources=(
+        BootSource.NONE,
+        BootSource.CD,
+        BootSource.DISK,
+        BootSource.PXE,
+        BootSource.HTTP,
+        BootSource.SETUP,
+    ),
+    boot_references=((BootSource.DISK, "Boot0000"), (BootSource.CD, "Boot0001")),
     session_limit=8,
+    same_state=SameState.CONFLICT,
+    override_mode=OverrideMode.KEPT,
+    error_style=ErrorStyle.WHOLE,
+    action_answer=ActionAnswer.EMPTY,
     sku_is_serial=True,
-    refuses_same_state=True,
     shows_transitions=False,
+    needs_if_match=False,
+    weak_etags=False,
+    expands=True,
+    gpus_are_processors=True,
+    registry_gzip=False,
 )

@@ -34,6 +34,7 @@ _PARAMETERS = {
     "UserName": str,
     "Password": str,
 }
+"""The parameters of InsertMedia (VirtualMedia 1.6.4); a vendor takes all or some of them."""
 
 
 @table.get(f"{ROOT}/Managers", "ManagerCollection")
@@ -106,15 +107,17 @@ def network_protocol(bmc: Bmc) -> Document:
 def media_of_manager(bmc: Bmc) -> Document:
     """The virtual drives under the manager."""
     path = f"{bmc.manager_path}/VirtualMedia"
-    members = links(path, [slot.id for slot in bmc.vendor.media_slots])
+    members = links(path, [slot.id for slot in bmc.vendor.media.slots])
     return collection(path, "VirtualMediaCollection", "Virtual Media", members)
 
 
 @table.get(f"{_SYSTEM}/VirtualMedia", "VirtualMediaCollection")
 def media_of_system(bmc: Bmc) -> Document:
-    """The same virtual drives under the system."""
+    """The same virtual drives under the system, where it has them too."""
     path = f"{bmc.system_path}/VirtualMedia"
-    members = links(path, [slot.system_id for slot in bmc.vendor.media_slots])
+    if not bmc.vendor.media.under_system:
+        raise missing(path)
+    members = links(path, [slot.system_id for slot in bmc.vendor.media.slots])
     return collection(path, "VirtualMediaCollection", "Virtual Media", members)
 
 
@@ -144,18 +147,19 @@ def insert_at_system(bmc: Bmc, slot_id: str, body: Document) -> Answer:
 
 @table.post(f"{_MANAGER}/VirtualMedia/{{slot}}/Actions/{_EJECT}", "VirtualMedia")
 def eject_at_manager(bmc: Bmc, slot_id: str, _body: Document) -> Answer:
-    """Eject what is in the drive; an empty drive stays empty."""
+    """Eject what is in the drive."""
     return _eject(bmc, _slot(bmc, slot_id, of_system=False))
 
 
 @table.post(f"{_SYSTEM}/VirtualMedia/{{slot}}/Actions/{_EJECT}", "VirtualMedia")
 def eject_at_system(bmc: Bmc, slot_id: str, _body: Document) -> Answer:
-    """Eject what is in the drive; an empty drive stays empty."""
+    """Eject what is in the drive."""
     return _eject(bmc, _slot(bmc, slot_id, of_system=True))
 
 
 def _slot(bmc: Bmc, slot_id: str, *, of_system: bool) -> MediaSlot:
-    for slot in bmc.vendor.media_slots:
+    shown = bmc.vendor.media.slots if bmc.vendor.media.under_system or not of_system else ()
+    for slot in shown:
         if slot_id == (slot.system_id if of_system else slot.id):
             return slot
     base = bmc.system_path if of_system else bmc.manager_path
@@ -190,14 +194,14 @@ def _document(bmc: Bmc, slot: MediaSlot, *, of_system: bool) -> Document:
 
 def _insert(bmc: Bmc, slot: MediaSlot, body: Document) -> Answer:
     for name, value in body.items():
-        if name not in _PARAMETERS:
+        if name not in _PARAMETERS or name not in bmc.vendor.media.insert_takes:
             raise RedfishError(400, "ActionParameterNotSupported", (name, _INSERT))
         if not isinstance(value, _PARAMETERS[name]):
             raise RedfishError(400, "ActionParameterValueFormatError", (str(value), name, _INSERT))
-    image = body.get("Image")
-    if image is None:
-        raise RedfishError(400, "ActionParameterMissing", (_INSERT, "Image"))
-    url = str(image)
+    for name in bmc.vendor.media.insert_needs:
+        if body.get(name) is None:
+            raise RedfishError(400, "ActionParameterMissing", (_INSERT, name))
+    url = str(body["Image"])
     if not url.startswith(("http://", "https://")):
         raise RedfishError(400, "ActionParameterValueFormatError", (url, "Image", _INSERT))
     media = bmc.host.media[slot.id]
@@ -206,12 +210,14 @@ def _insert(bmc: Bmc, slot: MediaSlot, body: Document) -> Answer:
     media.image, media.inserted = url, body.get("Inserted") is not False
     media.write_protected = body.get("WriteProtected") is not False
     bmc.host.lab.log.append("media_inserted", bmc.host.name, slot=slot.id, image=url)
-    return NO_CONTENT
+    return bmc.done
 
 
 def _eject(bmc: Bmc, slot: MediaSlot) -> Answer:
     media = bmc.host.media[slot.id]
+    if media.image is None and bmc.vendor.media.refuses_empty_eject:
+        raise RedfishError(400, "NoVirtualMediaConnectionAvailable")
     if media.image is not None:
         bmc.host.lab.log.append("media_ejected", bmc.host.name, slot=slot.id)
     media.image, media.inserted, media.write_protected = None, False, True
-    return NO_CONTENT
+    return bmc.done

@@ -1,12 +1,16 @@
 """Error bodies: ``error`` with ``@Message.ExtendedInfo`` (DSP0266, 8.6).
 
-The texts are those of DSP8011's Base registry 1.18.1, since clients show and match them.
+The texts are those of DSP8011's Base registry 1.18.1, and of HPE's message registry iLO.2.19,
+since clients show and match them.
 """
 
 from dataclasses import dataclass, field
 
 REGISTRY = "Base.1.18.1"
 _PREFIX = "Base.1.18"
+_ILO_PREFIX = "iLO.2.19"
+_TERSE_CODE = "iLO.0.10.ExtendedInfo"
+_TERSE_MESSAGE = "See @Message.ExtendedInfo for more information."
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,11 @@ _TEXTS: dict[str, _Text] = {
         "Try the operation again using the appropriate ETag.",
         "Critical",
     ),
+    "PreconditionRequired": _Text(
+        "A precondition header or annotation is required to change this resource.",
+        "Try the operation again using an If-Match or If-None-Match header and appropriate ETag.",
+        "Critical",
+    ),
     "QueryParameterOutOfRange": _Text(
         "The value '%1' for the query parameter %2 is out of range %3.",
         "Reduce the value for the query parameter to a value that is within range, such as a start "
@@ -128,11 +137,26 @@ _TEXTS: dict[str, _Text] = {
         "Critical",
     ),
 }
+_ILO_TEXTS: dict[str, _Text] = {
+    "InvalidOperationForSystemState": _Text(
+        "The operation was not successful due to the current power state.",
+        "Verify that the system is in the correct power state, and then retry the operation.",
+    ),
+    "NoVirtualMediaConnectionAvailable": _Text(
+        "No Virtual Media connections exist to perform the operation.",
+        "Create or open a Virtual Media connection, and then retry the operation.",
+    ),
+    "SystemResetRequired": _Text(
+        "The system properties were correctly changed, but will not take effect until the system "
+        "is reset.",
+        "Reset system for the settings to take effect.",
+    ),
+}
 
 
 @dataclass(slots=True)
 class RedfishError(Exception):
-    """A refusal: HTTP status, the key of a Base message, its arguments, extra header fields.
+    """A refusal: HTTP status, the key of a message, its arguments, extra header fields.
 
     ``related`` names the properties meant, as JSON pointers after ``#/``.
     """
@@ -143,8 +167,10 @@ class RedfishError(Exception):
     related: tuple[str, ...] = ()
     headers: dict[str, str] = field(default_factory=dict[str, str])
 
-    def body(self) -> dict[str, object]:
-        """The answer's body."""
+    def body(self, *, terse: bool) -> dict[str, object]:
+        """The answer's body; a terse one names messages by id and arguments alone."""
+        if terse:
+            return terse_body(self.key, self.args)
         info = message(self.key, self.args, self.related)
         return {
             "error": {
@@ -158,14 +184,14 @@ class RedfishError(Exception):
 def message(
     key: str, args: tuple[str, ...] = (), related: tuple[str, ...] = ()
 ) -> dict[str, object]:
-    """A Message object (schema Message.v1_2_0) of the Base registry."""
-    text = _TEXTS[key]
+    """A Message object (schema Message.v1_2_0)."""
+    text = _TEXTS.get(key) or _ILO_TEXTS[key]
     words = text.message
     for number, value in enumerate(args, 1):
         words = words.replace(f"%{number}", value)
     info: dict[str, object] = {
         "@odata.type": "#Message.v1_2_0.Message",
-        "MessageId": f"{_PREFIX}.{key}",
+        "MessageId": _message_id(key),
         "Message": words,
         "MessageArgs": list(args),
         "MessageSeverity": text.severity,
@@ -174,3 +200,21 @@ def message(
     if related:
         info["RelatedProperties"] = [f"#/{name}" for name in related]
     return info
+
+
+def terse_body(key: str, args: tuple[str, ...] = ()) -> dict[str, object]:
+    """A body as iLO writes it, for refusals and successes alike."""
+    info: dict[str, object] = {"MessageId": _message_id(key)}
+    if args:
+        info["MessageArgs"] = list(args)
+    return {
+        "error": {
+            "code": _TERSE_CODE,
+            "message": _TERSE_MESSAGE,
+            "@Message.ExtendedInfo": [info],
+        }
+    }
+
+
+def _message_id(key: str) -> str:
+    return f"{_PREFIX if key in _TEXTS else _ILO_PREFIX}.{key}"

@@ -2,9 +2,15 @@
 
 from dflare.sim.config import Personality
 from dflare.sim.redfish.dell import DELL
+from dflare.sim.redfish.hpe import HPE
+from dflare.sim.redfish.supermicro import SUPERMICRO
 from dflare.sim.redfish.vendor import Vendor
 
-_TABLES: dict[Personality, Vendor] = {Personality.DELL: DELL}
+_TABLES: dict[Personality, Vendor] = {
+    Personality.DELL: DELL,
+    Personality.HPE: HPE,
+    Personality.SUPERMICRO: SUPERMICRO,
+}
 
 
 class UnknownPersonalityError(ValueError):

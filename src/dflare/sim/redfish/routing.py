@@ -1,7 +1,7 @@
 """Which handler serves a path. Every route names the schema that it follows.
 
-A template's ``<system>``, ``<manager>`` and ``<chassis>`` stand for the vendor's ids and become
-plain text; ``{name}`` stands for one path part that the handler gets, unquoted.
+A template's ``<system>``, ``<manager>`` and the like stand for the vendor's names and become plain
+text; ``{name}`` stands for one path part that the handler gets, unquoted.
 """
 
 from collections.abc import Callable
@@ -146,6 +146,10 @@ def _for_vendor(template: str, vendor: Vendor) -> str:
         template.replace("<system>", vendor.system_id)
         .replace("<manager>", vendor.manager_id)
         .replace("<chassis>", vendor.chassis_id)
-        .replace("<settings>", vendor.bios_settings)
-        .replace("<registry>", vendor.registry_path.removeprefix("/redfish/v1/"))
+        .replace("<bios>", vendor.bios.bios)
+        .replace("<settings>", vendor.bios.settings)
+        .replace("<reset>", vendor.bios.reset)
+        .replace("<registry>", vendor.registry_path)
+        .replace("<storage>", vendor.names.storage)
+        .replace("<account>", vendor.account_id)
     )

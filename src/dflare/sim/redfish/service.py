@@ -63,15 +63,15 @@ def service_root(bmc: Bmc) -> Document:
         "Name": "Root Service",
         "RedfishVersion": bmc.vendor.redfish_version,
         "UUID": bmc.host.node.uuid,
-        "Vendor": bmc.vendor.manufacturer.removesuffix(" Inc."),
+        "Vendor": bmc.vendor.maker,
         "Product": bmc.vendor.bmc_product,
         "ProtocolFeaturesSupported": {
             "ExpandQuery": {
-                "ExpandAll": True,
-                "Levels": True,
+                "ExpandAll": bmc.vendor.expands,
+                "Levels": bmc.vendor.expands,
                 "Links": False,
-                "MaxLevels": 1,
-                "NoLinks": True,
+                **({"MaxLevels": 1} if bmc.vendor.expands else {}),
+                "NoLinks": bmc.vendor.expands,
             },
             "FilterQuery": False,
             "SelectQuery": False,
@@ -167,16 +167,18 @@ def account_service(_bmc: Bmc) -> Document:
 
 
 @table.get(_ACCOUNTS, "ManagerAccountCollection")
-def accounts(_bmc: Bmc) -> Document:
+def accounts(bmc: Bmc) -> Document:
     """The accounts: one administrator."""
-    return collection(_ACCOUNTS, "ManagerAccountCollection", "Accounts", links(_ACCOUNTS, ["2"]))
+    return collection(
+        _ACCOUNTS, "ManagerAccountCollection", "Accounts", links(_ACCOUNTS, [bmc.vendor.account_id])
+    )
 
 
-@table.get(f"{_ACCOUNTS}/2", "ManagerAccount")
+@table.get(f"{_ACCOUNTS}/<account>", "ManagerAccount")
 def account(bmc: Bmc) -> Document:
     """The administrator's account; the password reads as null."""
     return resource(
-        f"{_ACCOUNTS}/2",
+        f"{_ACCOUNTS}/{bmc.vendor.account_id}",
         "ManagerAccount",
         "User Account",
         UserName=bmc.username,
@@ -190,7 +192,7 @@ def account(bmc: Bmc) -> Document:
     )
 
 
-@table.patch(f"{_ACCOUNTS}/2", "ManagerAccount")
+@table.patch(f"{_ACCOUNTS}/<account>", "ManagerAccount")
 def change_account(bmc: Bmc, body: Document) -> Answer:
     """Change the password."""
     for name in body:

@@ -8,7 +8,6 @@ from dflare.sim.redfish.schemas import ROOT
 
 table = RouteTable()
 
-_ID = "CPU.1"
 _STORAGE = f"{ROOT}/Systems/<system>/Storage"
 _KINDS = {"nvme": "NVMe", "sata": "SATA"}
 
@@ -17,13 +16,13 @@ _KINDS = {"nvme": "NVMe", "sata": "SATA"}
 def storages(bmc: Bmc) -> Document:
     """The storage subsystems: one."""
     path = f"{bmc.system_path}/Storage"
-    return collection(path, "StorageCollection", "Storage Collection", links(path, [_ID]))
+    return collection(path, "StorageCollection", "Storage Collection", links(path, [_id(bmc)]))
 
 
-@table.get(f"{_STORAGE}/{_ID}", "Storage")
+@table.get(f"{_STORAGE}/<storage>", "Storage")
 def storage(bmc: Bmc) -> Document:
     """The subsystem with its drives."""
-    path = f"{bmc.system_path}/Storage/{_ID}"
+    path = f"{bmc.system_path}/Storage/{_id(bmc)}"
     drives = drive_links(bmc)
     return resource(
         path,
@@ -37,19 +36,19 @@ def storage(bmc: Bmc) -> Document:
     )
 
 
-@table.get(f"{_STORAGE}/{_ID}/Controllers", "StorageControllerCollection")
+@table.get(f"{_STORAGE}/<storage>/Controllers", "StorageControllerCollection")
 def controllers(bmc: Bmc) -> Document:
     """The controllers of the subsystem: one."""
-    path = f"{bmc.system_path}/Storage/{_ID}/Controllers"
-    return collection(path, "StorageControllerCollection", "Controllers", links(path, [_ID]))
+    path = f"{bmc.system_path}/Storage/{_id(bmc)}/Controllers"
+    return collection(path, "StorageControllerCollection", "Controllers", links(path, [_id(bmc)]))
 
 
-@table.get(f"{_STORAGE}/{_ID}/Controllers/{_ID}", "StorageController")
+@table.get(f"{_STORAGE}/<storage>/Controllers/<storage>", "StorageController")
 def controller(bmc: Bmc) -> Document:
     """The controller: the processor that the drives hang on."""
     kinds = sorted({_KINDS[disk.kind] for disk in bmc.host.node.disks})
     return resource(
-        f"{bmc.system_path}/Storage/{_ID}/Controllers/{_ID}",
+        f"{bmc.system_path}/Storage/{_id(bmc)}/Controllers/{_id(bmc)}",
         "StorageController",
         "CPU Attached Controller",
         Manufacturer=bmc.vendor.manufacturer,
@@ -60,10 +59,10 @@ def controller(bmc: Bmc) -> Document:
     )
 
 
-@table.get(f"{_STORAGE}/{_ID}/Drives/{{drive}}", "Drive")
+@table.get(f"{_STORAGE}/<storage>/Drives/{{drive}}", "Drive")
 def drive(bmc: Bmc, name: str) -> Document:
     """One drive."""
-    path = f"{bmc.system_path}/Storage/{_ID}/Drives/{quote(name)}"
+    path = f"{bmc.system_path}/Storage/{_id(bmc)}/Drives/{quote(name)}"
     disk = next((disk for disk in bmc.host.node.disks if disk.name == name), None)
     if disk is None:
         raise missing(path)
@@ -88,5 +87,9 @@ def drive(bmc: Bmc, name: str) -> Document:
 
 def drive_links(bmc: Bmc) -> list[Document]:
     """References to every drive."""
-    path = f"{bmc.system_path}/Storage/{_ID}/Drives"
+    path = f"{bmc.system_path}/Storage/{_id(bmc)}/Drives"
     return links(path, [disk.name for disk in bmc.host.node.disks])
+
+
+def _id(bmc: Bmc) -> str:
+    return bmc.vendor.names.storage

@@ -20,17 +20,16 @@ from dflare.sim.redfish.bmc import (
     stamp,
 )
 from dflare.sim.redfish.messages import RedfishError
+from dflare.sim.redfish.pcie import GPU_MAKERS, gpu_ids, gpu_path, pcie_links
 from dflare.sim.redfish.routing import RouteTable, missing
 from dflare.sim.redfish.schemas import ROOT
+from dflare.sim.redfish.vendor import OverrideMode, SameState
 
 table = RouteTable()
 
 _SYSTEM = f"{ROOT}/Systems/<system>"
 _RESET_ACTION = "ComputerSystem.Reset"
-_RESETS = [kind.value for kind in Reset if kind is not Reset.FORCE_ON]
 _DIMM_GIB = 64
-_BOOT_REFERENCES = {BootSource.DISK: "Boot0000", BootSource.CD: "Boot0001"}
-_GPU_MAKERS = {"nvidia": "NVIDIA", "amd": "AMD", "intel": "Intel"}
 
 
 @table.get(f"{ROOT}/Systems", "ComputerSystemCollection")
@@ -70,7 +69,7 @@ def system(bmc: Bmc) -> Document:
             "Count": node.cpu_sockets,
             "CoreCount": node.cpu_cores,
             "LogicalProcessorCount": node.cpu_cores * 2,
-            "Model": "Intel(R) Xeon(R) Platinum 8480+",
+            "Model": bmc.vendor.cpu.model,
         },
         MemorySummary={"TotalSystemMemoryGiB": node.memory_gib},
         Status=OK,
@@ -78,16 +77,17 @@ def system(bmc: Bmc) -> Document:
         Memory=link(f"{path}/Memory"),
         EthernetInterfaces=link(f"{path}/EthernetInterfaces"),
         Storage=link(f"{path}/Storage"),
-        Bios=link(f"{path}/Bios"),
+        Bios=link(bmc.bios_path),
         SecureBoot=link(f"{path}/SecureBoot"),
-        VirtualMedia=link(f"{path}/VirtualMedia"),
+        PCIeDevices=pcie_links(bmc),
         Links={"Chassis": [link(bmc.chassis_path)], "ManagedBy": [link(bmc.manager_path)]},
         Actions={
             f"#{_RESET_ACTION}": {
                 "target": f"{path}/Actions/{_RESET_ACTION}",
-                "ResetType@Redfish.AllowableValues": _RESETS,
+                "ResetType@Redfish.AllowableValues": [kind.value for kind in bmc.vendor.resets],
             }
         },
+        **({"VirtualMedia": link(f"{path}/VirtualMedia")} if bmc.vendor.media.under_system else {}),
     )
 
 
@@ -111,7 +111,7 @@ def change_system(bmc: Bmc, body: Document) -> Answer:
             )
     for change in changes:
         change()
-    return NO_CONTENT
+    return bmc.done
 
 
 @table.post(f"{_SYSTEM}/Actions/{_RESET_ACTION}", "ComputerSystem")
@@ -123,16 +123,20 @@ def reset(bmc: Bmc, body: Document) -> Answer:
     asked = body.get("ResetType")
     if asked is None:
         raise RedfishError(400, "ActionParameterMissing", (_RESET_ACTION, "ResetType"))
-    if asked not in _RESETS:
+    if asked not in [kind.value for kind in bmc.vendor.resets]:
         raise RedfishError(
             400, "ActionParameterValueNotInList", (str(asked), "ResetType", _RESET_ACTION)
         )
     try:
         bmc.host.reset(Reset(str(asked)))
     except SameStateError as error:
-        if bmc.vendor.refuses_same_state:
+        if bmc.vendor.same_state is SameState.CONFLICT:
             raise RedfishError(409, "ResourceInUse") from error
-    return NO_CONTENT
+        if bmc.vendor.same_state is SameState.BAD_REQUEST:
+            raise RedfishError(
+                400, "InvalidOperationForSystemState", (f"Power is {error}",)
+            ) from error
+    return bmc.done
 
 
 @table.get(f"{_SYSTEM}/Processors", "ProcessorCollection")
@@ -156,11 +160,11 @@ def processor(bmc: Bmc, name: str) -> Document:
             f"CPU {cpus.index(name) + 1}",
             ProcessorType="CPU",
             Socket=name,
-            Manufacturer="Intel",
-            Model="Intel(R) Xeon(R) Platinum 8480+",
+            Manufacturer=bmc.vendor.cpu.manufacturer,
+            Model=bmc.vendor.cpu.model,
             ProcessorArchitecture="x86",
             InstructionSet="x86-64",
-            MaxSpeedMHz=3800,
+            MaxSpeedMHz=bmc.vendor.cpu.max_speed_mhz,
             TotalCores=cores,
             TotalThreads=cores * 2,
             Status=OK,
@@ -176,7 +180,7 @@ def processor(bmc: Bmc, name: str) -> Document:
             f"GPU {index + 1}",
             ProcessorType="GPU",
             Socket=name,
-            Manufacturer=_GPU_MAKERS[gpu.vendor],
+            Manufacturer=GPU_MAKERS[gpu.vendor].name,
             Model=gpu.model,
             SerialNumber=f"{bmc.host.node.serial}-G{index + 1}",
             ProcessorMemory=[
@@ -184,7 +188,10 @@ def processor(bmc: Bmc, name: str) -> Document:
             ],
             MemorySummary={"TotalMemorySizeMiB": memory_mib},
             Status=OK,
-            Links={"Chassis": link(bmc.chassis_path)},
+            Links={
+                "Chassis": link(bmc.chassis_path),
+                "PCIeDevice": link(gpu_path(bmc, index)),
+            },
         )
     raise missing(path)
 
@@ -291,28 +298,40 @@ def _boot(bmc: Bmc) -> Document:
     return {
         "BootSourceOverrideEnabled": boot.enabled.value,
         "BootSourceOverrideTarget": boot.target.value,
-        "BootSourceOverrideTarget@Redfish.AllowableValues": [source.value for source in BootSource],
+        "BootSourceOverrideTarget@Redfish.AllowableValues": [
+            source.value for source in bmc.vendor.boot_sources
+        ],
         "BootSourceOverrideMode": boot.mode,
-        "BootOrder": [_BOOT_REFERENCES[source] for source in boot.order],
+        **(
+            {"BootSourceOverrideMode@Redfish.AllowableValues": ["UEFI", "Legacy"]}
+            if bmc.vendor.override_mode is OverrideMode.FORGOTTEN
+            else {}
+        ),
+        "BootOrder": [dict(bmc.vendor.boot_references)[source] for source in boot.order],
     }
 
 
 def _boot_change(bmc: Bmc, wanted: Document) -> Callable[[], None]:
     """Check a change of Boot and return what carries it out."""
-    boot = bmc.host.boot
+    boot, rule = bmc.host.boot, bmc.vendor.override_mode
     target, enabled, mode, order = boot.target, boot.enabled, boot.mode, boot.order
+    if rule is OverrideMode.FORGOTTEN:
+        mode = "Legacy"
     for name, value in wanted.items():
         if name == "BootSourceOverrideTarget":
-            target = BootSource(_in_list(name, value, [source.value for source in BootSource]))
+            target = BootSource(_in_list(name, value, [s.value for s in bmc.vendor.boot_sources]))
             # Naming a target alone means one boot from it, as deployed services read it.
             if "BootSourceOverrideEnabled" not in wanted and enabled is Override.DISABLED:
                 enabled = Override.DISABLED if target is BootSource.NONE else Override.ONCE
         elif name == "BootSourceOverrideEnabled":
             enabled = Override(_in_list(name, value, [choice.value for choice in Override]))
         elif name == "BootSourceOverrideMode":
-            mode = _in_list(name, value, ["UEFI"])
+            if rule is OverrideMode.READ_ONLY:
+                raise RedfishError(400, "PropertyNotWritable", (name,), (f"Boot/{name}",))
+            modes = ["UEFI", "Legacy"] if rule is OverrideMode.FORGOTTEN else ["UEFI"]
+            mode = _in_list(name, value, modes)
         elif name == "BootOrder":
-            order = _boot_order(value)
+            order = _boot_order(bmc, value)
         else:
             known = name in _boot(bmc)
             key = "PropertyNotWritable" if known else "PropertyUnknown"
@@ -326,8 +345,8 @@ def _boot_change(bmc: Bmc, wanted: Document) -> Callable[[], None]:
     return change
 
 
-def _boot_order(value: object) -> tuple[BootSource, ...]:
-    sources = {reference: source for source, reference in _BOOT_REFERENCES.items()}
+def _boot_order(bmc: Bmc, value: object) -> tuple[BootSource, ...]:
+    sources = {reference: source for source, reference in bmc.vendor.boot_references}
     items = cast("list[object]", value) if isinstance(value, list) else []
     names = [str(item) for item in items]
     if not names or len(set(names)) != len(names) or not set(names) <= set(sources):
@@ -342,24 +361,27 @@ def _in_list(name: str, value: object, allowed: list[str]) -> str:
 
 
 def _cpu_names(bmc: Bmc) -> list[str]:
-    return [bmc.vendor.processor_id.format(n + 1) for n in range(bmc.host.node.cpu_sockets)]
+    return [bmc.vendor.names.processor.format(n + 1) for n in range(bmc.host.node.cpu_sockets)]
 
 
 def _gpu_names(bmc: Bmc) -> list[str]:
-    return [bmc.vendor.gpu_id.format(n + 1) for n in range(len(bmc.host.node.gpus))]
+    return gpu_ids(bmc) if bmc.vendor.gpus_are_processors else []
 
 
 def _dimms(bmc: Bmc) -> dict[str, int]:
-    return _modules(bmc.host.node.memory_gib)
+    return _modules(bmc.host.node.memory_gib, bmc.vendor.names.dimm)
 
 
 @cache
-def _modules(total: int) -> dict[str, int]:
+def _modules(total: int, pattern: str) -> dict[str, int]:
     """Modules by name with their size in GiB; at most 32, larger where the host has more memory."""
     size = max(_DIMM_GIB, -(-total // 32))
     names: dict[str, int] = {}
     while total > 0:
         bank, slot = divmod(len(names), 16)
-        names[f"DIMM.Socket.{'AB'[bank]}{slot + 1}"] = min(size, total)
+        name = pattern.format(
+            number=len(names) + 1, bank="AB"[bank], bank_number=bank + 1, slot=slot + 1
+        )
+        names[name] = min(size, total)
         total -= size
     return names

@@ -30,15 +30,21 @@ _DELL: _Names = {
     BiosSetting.NUMA_PER_SOCKET: (("SubNumaCluster", _OFF),),
     BiosSetting.ASPM_OFF: (("PcieAspmL1", _OFF),),
     BiosSetting.IOMMU_ON: (("ProcVirtualization", _ON),),
+    BiosSetting.SRIOV_ON: (("SriovGlobalEnable", _ON),),
+    BiosSetting.ABOVE_4G_ON: (("MmioAbove4Gb", _ON),),
 }
+# A workload profile locks the attributes that it sets, unless it is this one.
+_UNLOCKED = ("WorkloadProfile", ("Custom",))
 _HPE: _Names = {
-    BiosSetting.PERFORMANCE: (("PowerRegulator", ("StaticHighPerf",)),),
-    BiosSetting.C_STATES_OFF: (("MinProcIdlePower", ("NoCStates",)),),
+    BiosSetting.PERFORMANCE: (_UNLOCKED, ("PowerRegulator", ("StaticHighPerf",))),
+    BiosSetting.C_STATES_OFF: (_UNLOCKED, ("MinProcIdlePower", ("NoCStates",))),
     BiosSetting.NUMA_PER_SOCKET: (
+        _UNLOCKED,
         ("NumaMemoryDomainsPerSocket", ("OneMemoryDomainPerSocket", "Auto")),
     ),
     BiosSetting.ASPM_OFF: ((r"PciSlot\d+Aspm", _OFF),),
     BiosSetting.IOMMU_ON: (("ProcAmdIoVt", _ON),),
+    BiosSetting.SRIOV_ON: (("Sriov", _ON),),
 }
 _SUPERMICRO: _Names = {
     BiosSetting.PERFORMANCE: (("PowerTechnology", ("Disable", "Custom")),),
@@ -49,6 +55,8 @@ _SUPERMICRO: _Names = {
     BiosSetting.NUMA_PER_SOCKET: (("SNC", _OFF), ("NUMA", _ON)),
     BiosSetting.ASPM_OFF: (("PCIeASPMSupport_Global", _OFF),),
     BiosSetting.IOMMU_ON: (("IntelVTforDirectedI_O_VT_d_", _ON),),
+    BiosSetting.SRIOV_ON: (("SR_IOVSupport", _ON),),
+    BiosSetting.ABOVE_4G_ON: (("Above4GDecoding", _ON),),
 }
 _LENOVO: _Names = {
     BiosSetting.PERFORMANCE: (("OperatingModes_ChooseOperatingMode", ("MaximumPerformance",)),),
@@ -118,11 +126,7 @@ class BiosSettings:
             for name, value in wanted.items()
             if str(bios.attributes[name]) != value
         }
-        staged = False
-        if differing and not await self._waits(bmc, paths, bios, differing):
-            body: Document = {"Attributes": {name: new for name, (_, new) in differing.items()}}
-            await self._client.patch(bmc, bios.settings, body, bios.etag)
-            staged = True
+        staged = bool(differing) and await self._stage(bmc, paths, bios, differing)
         return BiosOutcome(
             differing=differing,
             staged=staged,
@@ -164,24 +168,29 @@ class BiosSettings:
             attributes=cast("Document", document.get("Attributes") or {}),
             # DGX takes changes at Bios itself.
             settings=settings or paths.bios,
-            etag="" if settings else answer.etag,
+            etag=answer.etag,
             reset=str(action(document, "#Bios.ResetBios").get("target", "")),
             registry=str(document.get("AttributeRegistry") or ""),
         )
 
-    async def _waits(
+    async def _stage(
         self,
         bmc: BmcAccess,
         paths: SystemPaths,
         bios: _Bios,
         differing: Mapping[str, tuple[str, str]],
     ) -> bool:
-        """Whether all that differs is staged already."""
-        if bios.settings == paths.bios:
-            return False
-        document = (await self._client.get(bmc, bios.settings)).document
-        staged = cast("Document", document.get("Attributes") or {})
-        return all(str(staged.get(name)) == new for name, (_, new) in differing.items())
+        """Stage what differs unless all of it waits already; returns whether that was done."""
+        etag = bios.etag
+        if bios.settings != paths.bios:
+            answer = await self._client.get(bmc, bios.settings)
+            waiting = cast("Document", answer.document.get("Attributes") or {})
+            if all(str(waiting.get(name)) == new for name, (_, new) in differing.items()):
+                return False
+            etag = answer.etag
+        body: Document = {"Attributes": {name: new for name, (_, new) in differing.items()}}
+        await self._client.patch(bmc, bios.settings, body, etag)
+        return True
 
     async def _registry(self, bmc: BmcAccess, paths: SystemPaths, name: str) -> Registry | None:
         if not name:

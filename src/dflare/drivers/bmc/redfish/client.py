@@ -33,6 +33,8 @@ KEEP_ALIVE_S = 120.0
 Document = dict[str, Any]
 
 _LATER = frozenset({408, 412, 425, 429})
+_WRONG_STATE = "InvalidOperationForSystemState"
+"""iLO's message for a reset into the power state that is there already, sent with a 400."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class RedfishClient:
         if 200 <= status < 300:
             return Answer(status, _json(data), etag)
         text = f"{bmc.address} answered {status} to {method} {path}{_message(data)}"
-        if status == 409:
+        if status == 409 or (status == 400 and _WRONG_STATE in text):
             raise BmcConflictError(text)
         if status >= 500 or status in _LATER:
             raise BmcFaultError(text)
@@ -191,10 +193,15 @@ def _json(data: bytes) -> Document:
 
 
 def _message(data: bytes) -> str:
-    """The first extended message of an error body (DSP0266, 8.6)."""
+    """The first extended message of an error body (DSP0266, 8.6).
+
+    Its text is optional: iLO sends the message's id and arguments alone.
+    """
     try:
         error = cast("Document", orjson.loads(data))["error"]
-        details = cast("list[Document]", error.get("@Message.ExtendedInfo") or [{}])
-        return ": " + str(details[0].get("Message") or error.get("message") or "")[:300]
+        info = cast("list[Document]", error.get("@Message.ExtendedInfo") or [{}])[0]
+        terse = [str(info.get("MessageId") or ""), *map(str, info.get("MessageArgs") or [])]
+        text = info.get("Message") or " ".join(filter(None, terse)) or error.get("message") or ""
+        return ": " + str(text)[:300]
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, IndexError):
         return ""

@@ -20,7 +20,8 @@ from dflare.drivers.bmc.redfish.inventory import read_inventory
 from dflare.drivers.bmc.redfish.paths import Finder, SystemPaths
 from dflare.drivers.bmc.redfish.states import observed, power_of
 
-_TARGETS = {BootTarget.CD: "Cd", BootTarget.DISK: "Hdd"}
+# Where a BMC offers "UsbCd" (Supermicro), its virtual CD is that drive and "Cd" another one.
+_TARGETS = {BootTarget.CD: ("UsbCd", "Cd"), BootTarget.DISK: ("Hdd",)}
 
 
 class RedfishDriver:
@@ -60,10 +61,7 @@ class RedfishDriver:
         paths, answer = await self._finder.read_system(bmc)
         if target is not None:
             boot: dict[str, Any] = answer.document.get("Boot") or {}
-            wanted = {
-                "BootSourceOverrideEnabled": "Once",
-                "BootSourceOverrideTarget": _TARGETS[target],
-            }
+            wanted = _override(boot, target)
             if any(boot.get(name) != value for name, value in wanted.items()):
                 await self._client.patch(bmc, paths.system, {"Boot": wanted}, answer.etag)
         off = power_of(answer.document) is Power.OFF
@@ -72,7 +70,8 @@ class RedfishDriver:
     async def ensure_media(self, bmc: BmcAccess, url: str | None) -> str | None:
         """See ``BmcDriver``."""
         media = await self._finder.media(bmc)
-        slot = (await self._client.get(bmc, media.slot)).document
+        answer = await self._client.get(bmc, media.slot)
+        slot = answer.document
         present = str(slot["Image"]) if slot.get("Inserted") and slot.get("Image") else None
         if present == url:
             return present
@@ -80,13 +79,17 @@ class RedfishDriver:
             if media.eject:
                 await self._client.post(bmc, media.eject, {})
             else:
-                await self._client.patch(bmc, media.slot, {"Image": None, "Inserted": False})
+                empty: dict[str, Any] = {"Image": None, "Inserted": False}
+                await self._client.patch(bmc, media.slot, empty, answer.etag)
+                answer = await self._client.get(bmc, media.slot)
         if url is not None:
-            body = {"Image": url, "Inserted": True, "WriteProtected": True}
             if media.insert:
-                await self._client.post(bmc, media.insert, body)
+                # Inserted and WriteProtected are true where they are left out, and Supermicro
+                # refuses both.
+                await self._client.post(bmc, media.insert, {"Image": url})
             else:
-                await self._client.patch(bmc, media.slot, body)
+                body = {"Image": url, "Inserted": True, "WriteProtected": True}
+                await self._client.patch(bmc, media.slot, body, answer.etag)
         return present
 
     async def ensure_bios(self, bmc: BmcAccess, settings: frozenset[BiosSetting]) -> BiosOutcome:
@@ -105,3 +108,21 @@ class RedfishDriver:
         if paths.resets and kind not in paths.resets:
             raise BmcRefusedError(f"{bmc.address} offers no reset {kind}")
         await self._client.post(bmc, paths.reset, {"ResetType": kind})
+
+
+def _override(boot: dict[str, Any], target: BootTarget) -> dict[str, str]:
+    """The change of Boot that makes one boot go to ``target``, in the BMC's own words.
+
+    The mode is named only where the BMC lists the modes that it takes: some forget it where it is
+    left out (Supermicro), others refuse it whatever it is (iLO).
+    """
+    offered: list[str] = boot.get("BootSourceOverrideTarget@Redfish.AllowableValues") or []
+    modes: list[str] = boot.get("BootSourceOverrideMode@Redfish.AllowableValues") or []
+    names = _TARGETS[target]
+    change = {
+        "BootSourceOverrideEnabled": "Once",
+        "BootSourceOverrideTarget": next((name for name in names if name in offered), names[-1]),
+    }
+    if "UEFI" in modes:
+        change["BootSourceOverrideMode"] = "UEFI"
+    return change

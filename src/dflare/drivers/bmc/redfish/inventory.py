@@ -1,19 +1,29 @@
 """Reading what stands in a server.
 
-Schemas: Processor (ProcessorType), EthernetInterface, NetworkAdapter, Port (Ethernet and InfiniBand
-objects), Storage, Manager of the DSP8010 bundle.
+Schemas: Processor (ProcessorType), PCIeDevice, PCIeFunction (ClassCode, VendorId),
+EthernetInterface, NetworkAdapter, Port (Ethernet and InfiniBand objects), Storage, Manager of the
+DSP8010 bundle.
 """
 
 import asyncio
 import re
 from typing import Any, cast
 
-from dflare.drivers.bmc.port import BmcAccess, Inventory
+from dflare.drivers.bmc.port import BmcAccess, GpuMaker, Inventory
 from dflare.drivers.bmc.redfish.client import Document, RedfishClient
 from dflare.drivers.bmc.redfish.paths import Finder, SystemPaths, link
 from dflare.drivers.bmc.redfish.states import power_of
 
 _ACCELERATORS = frozenset({"GPU", "Accelerator"})
+# PCI classes: 3D controllers and processing accelerators. Class 0300 is a console's adapter.
+_ACCELERATOR_CLASSES = ("0x0302", "0x1200")
+_MAKERS = (
+    (GpuMaker.NVIDIA, "nvidia", "0x10de"),
+    (GpuMaker.AMD, "amd", "0x1002"),
+    (GpuMaker.AMD, "advanced micro devices", "0x1002"),
+    (GpuMaker.INTEL, "intel", "0x8086"),
+    (GpuMaker.INTEL, "habana", "0x1da3"),
+)
 _NOT_HEXADECIMAL = re.compile(r"[^0-9a-f]")
 
 
@@ -25,14 +35,17 @@ async def read_inventory(client: RedfishClient, finder: Finder, bmc: BmcAccess) 
     """
     paths, answer = await finder.read_system(bmc)
     system = answer.document
-    processors, interfaces, storage, ports, manager = await asyncio.gather(
+    processors, interfaces, storage, manager, chassis = await asyncio.gather(
         finder.members(bmc, link(system, "Processors"), expands=paths.expands),
         finder.members(bmc, link(system, "EthernetInterfaces"), expands=paths.expands),
         finder.members(bmc, link(system, "Storage"), expands=paths.expands),
-        _ports(client, finder, bmc, paths),
         _optional(client, bmc, paths.manager),
+        _optional(client, bmc, paths.chassis),
     )
+    ports = await _ports(finder, bmc, paths, chassis)
     gpus = [p for p in processors if p.get("ProcessorType") in _ACCELERATORS]
+    if not gpus:
+        gpus = await _accelerators(finder, bmc, paths, chassis)
     macs = {_mac(i.get("PermanentMACAddress") or i.get("MACAddress")) for i in interfaces}
     guids: set[str] = set()
     for port in ports:
@@ -63,13 +76,31 @@ async def read_inventory(client: RedfishClient, finder: Finder, bmc: BmcAccess) 
             "macs": sorted(macs - {""}),
             "guids": sorted(guids - {""}),
         },
+        gpu_makers=frozenset(maker for gpu in gpus if (maker := _maker(gpu))),
     )
 
 
-async def _ports(
-    client: RedfishClient, finder: Finder, bmc: BmcAccess, paths: SystemPaths
+async def _accelerators(
+    finder: Finder, bmc: BmcAccess, paths: SystemPaths, chassis: Document
 ) -> list[Document]:
-    chassis = await _optional(client, bmc, paths.chassis)
+    """PCIe devices that are accelerators, for BMCs that do not show them as processors."""
+    where = link(chassis, "PCIeDevices")
+    devices = await finder.members(bmc, where, expands=paths.expands)
+    functions = await asyncio.gather(
+        *(finder.members(bmc, link(d, "PCIeFunctions"), expands=paths.expands) for d in devices)
+    )
+    return [
+        {**device, "VendorId": offered[0].get("VendorId")}
+        for device, offered in zip(devices, functions, strict=True)
+        if any(
+            str(f.get("ClassCode") or "").lower().startswith(_ACCELERATOR_CLASSES) for f in offered
+        )
+    ]
+
+
+async def _ports(
+    finder: Finder, bmc: BmcAccess, paths: SystemPaths, chassis: Document
+) -> list[Document]:
     where = link(chassis, "NetworkAdapters")
     adapters = await finder.members(bmc, where, expands=paths.expands)
     found = await asyncio.gather(
@@ -80,6 +111,16 @@ async def _ports(
 
 async def _optional(client: RedfishClient, bmc: BmcAccess, path: str) -> Document:
     return (await client.get(bmc, path)).document if path else {}
+
+
+def _maker(gpu: Document) -> GpuMaker | None:
+    """Who made an accelerator: by the vendor's id where there is one, else by its name."""
+    vendor_id = str(gpu.get("VendorId") or "").lower()
+    name = str(gpu.get("Manufacturer") or "").lower()
+    return next(
+        (m for m, start, id_ in _MAKERS if vendor_id == id_ or (not vendor_id and start in name)),
+        None,
+    )
 
 
 def _listed(document: Document, part: str, name: str) -> list[str]:

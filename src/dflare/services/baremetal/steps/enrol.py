@@ -104,6 +104,10 @@ def compare(serial: str, facts: dict[str, object], found: Inventory) -> list[str
     gpus = int(str(facts.get("gpus", 0)))
     if found.gpus != gpus:
         differences.append(f"it shows {found.gpus} GPUs, declared are {gpus}")
+    maker = facts.get("gpu_vendor")
+    others = sorted(str(found_maker) for found_maker in found.gpu_makers if found_maker != maker)
+    if gpus and maker and others:
+        differences.append(f"its GPUs are by {', '.join(others)}, declared are GPUs by {maker}")
     for what, key, field, seen in (
         ("MAC", "ethernet", "mac", found.macs),
         ("InfiniBand GUID", "infiniband", "guid", found.guids),

@@ -7,7 +7,21 @@ from dflare.kit.steps import Outcome
 from dflare.services.baremetal.errors import NodeFailedError
 from dflare.services.baremetal.steps.base import NodeStep, NodeWork
 
-GPU_PROFILE = frozenset(BiosSetting)
+_GPU = frozenset(
+    {
+        BiosSetting.PERFORMANCE,
+        BiosSetting.C_STATES_OFF,
+        BiosSetting.NUMA_PER_SOCKET,
+        BiosSetting.ASPM_OFF,
+        BiosSetting.IOMMU_ON,
+    }
+)
+GPU_PROFILES = {
+    "nvidia": _GPU,
+    # The guides for Instinct and for Gaudi ask for large BARs, that for Instinct for SR-IOV too.
+    "amd": _GPU | {BiosSetting.ABOVE_4G_ON, BiosSetting.SRIOV_ON},
+    "intel": _GPU | {BiosSetting.ABOVE_4G_ON},
+}
 CPU_PROFILE = frozenset({BiosSetting.PERFORMANCE, BiosSetting.C_STATES_OFF})
 _RESETS_AT_MOST = 3
 
@@ -20,7 +34,7 @@ class Profile(NodeStep):
     async def work(self, work: NodeWork) -> Outcome:
         """See ``NodeStep.work``."""
         bmc, access = work.parts.bmc, work.node.bmc
-        settings = GPU_PROFILE if work.node.facts.get("gpus") else CPU_PROFILE
+        settings = profile_of(work.node.facts)
         resets = 0
         while True:
             found = await bmc.ensure_bios(access, settings)
@@ -37,6 +51,13 @@ class Profile(NodeStep):
                 await bmc.boot(access, None)
                 resets += 1
             await work.pause("the BIOS settings wait for the server's reset")
+
+
+def profile_of(facts: Mapping[str, object]) -> frozenset[BiosSetting]:
+    """The settings of a node: those that its GPUs' maker asks for, or those of CPU servers."""
+    if not facts.get("gpus"):
+        return CPU_PROFILE
+    return GPU_PROFILES.get(str(facts.get("gpu_vendor")), _GPU)
 
 
 def _still(differing: Mapping[str, tuple[str, str]]) -> str:
