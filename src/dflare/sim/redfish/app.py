@@ -5,7 +5,6 @@ HTTP rules: DSP0266 clause 7 (methods, ETags, header fields) and 13 (authenticat
 
 import gzip
 from collections.abc import Mapping
-from hashlib import blake2b
 from typing import cast
 from urllib.parse import parse_qs
 
@@ -14,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from dflare.sim.config import SimConfig
 from dflare.sim.redfish import bios, chassis, manager, pcie, service, storage, system
-from dflare.sim.redfish.bmc import Answer, Bmc, Document
+from dflare.sim.redfish.bmc import Answer, Bmc, Document, etag_of
 from dflare.sim.redfish.messages import RedfishError
 from dflare.sim.redfish.personality import personality_of
 from dflare.sim.redfish.routing import Route, Router, Writer, call_get, not_allowed
@@ -118,7 +117,7 @@ def _check_precondition(
     if route.get is None:
         return
     given = expected.decode("latin-1").strip()
-    if given != "*" and given.removeprefix("W/") != _etag(route.get(bmc, *parts)):
+    if given != "*" and given.removeprefix("W/") != etag_of(route.get(bmc, *parts)):
         raise RedfishError(412, "PreconditionFailed")
 
 
@@ -209,13 +208,6 @@ def _normal(path: str) -> str:
     return path.rstrip("/") or "/"
 
 
-def _etag(document: Document) -> str:
-    """A strong ETag of what a client could change or wait for: not of the clock's reading."""
-    if "DateTime" in document:
-        document = {name: value for name, value in document.items() if name != "DateTime"}
-    return f'"{blake2b(orjson.dumps(document), digest_size=8).hexdigest()}"'
-
-
 async def _send_document(
     send: Send, bmc: Bmc, document: Document | bytes, method: str, headers: Headers
 ) -> None:
@@ -223,7 +215,7 @@ async def _send_document(
         kind = {"Content-Type": "application/xml;charset=utf-8"}
         await _send(send, 200, document, kind, with_body=method == "GET")
         return
-    etag = f"W/{_etag(document)}" if bmc.vendor.weak_etags else _etag(document)
+    etag = f"W/{etag_of(document)}" if bmc.vendor.weak_etags else etag_of(document)
     schema = str(document.get("@odata.type", "")).removeprefix("#")
     fields = {"ETag": etag, "Cache-Control": "no-cache"}
     if schema:

@@ -2,7 +2,7 @@
 
 from typing import cast
 
-from dflare.sim.redfish.bmc import Answer, Bmc, Document, link, resource, stamp
+from dflare.sim.redfish.bmc import Answer, Bmc, Document, etag_of, link, resource, stamp
 from dflare.sim.redfish.messages import RedfishError, message, terse_body
 from dflare.sim.redfish.routing import RouteTable
 from dflare.sim.redfish.schemas import ROOT, odata_type
@@ -109,6 +109,9 @@ def _settings_annotation(bmc: Bmc) -> Document:
         "SettingsObject": link(f"{bmc.bios_path}/{bmc.vendor.bios.settings}"),
         "SupportedApplyTimes": ["OnReset"],
     }
+    if bmc.vendor.needs_if_match:
+        # Sushy takes the value for If-Match from here.
+        annotation["ETag"] = etag_of(settings(bmc))
     if bmc.host.bios.applied_at is not None:
         annotation["Time"] = stamp(bmc.host.bios.applied_at)
         annotation["Messages"] = [message("Success")]

@@ -5,7 +5,10 @@ import secrets
 from base64 import b64encode
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from hashlib import blake2b
 from urllib.parse import quote
+
+import orjson
 
 from dflare.sim.config import Credentials
 from dflare.sim.host import Host
@@ -154,3 +157,10 @@ def collection(path: str, schema: str, name: str, members: list[Document]) -> Do
 def stamp(when: datetime) -> str:
     """A time as Redfish writes it (DSP0266, 9.2.2)."""
     return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def etag_of(document: Document) -> str:
+    """A strong ETag of what a client could change or wait for: not of the clock's reading."""
+    if "DateTime" in document:
+        document = {name: value for name, value in document.items() if name != "DateTime"}
+    return f'"{blake2b(orjson.dumps(document), digest_size=8).hexdigest()}"'
