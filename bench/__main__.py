@@ -7,7 +7,7 @@ from pathlib import Path
 # The starter of a whole platform is the tests' own.
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-NAMES = ("relay", "fleet", "orders", "placement")
+NAMES = ("relay", "fleet", "orders", "placement", "replay")
 
 
 def main() -> None:
