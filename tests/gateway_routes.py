@@ -40,6 +40,7 @@ def gateway_expectations(gateway: TenantedGateway) -> dict[str, Expectation]:
         **_network(gateway),
         **_clusters(gateway),
         **_keys(gateway),
+        **_volumes(gateway),
         **_orchestrator(gateway),
         **_metering(gateway),
         **_gateway_itself(),
@@ -157,6 +158,38 @@ def _keys(gateway: TenantedGateway) -> dict[str, Expectation]:
         ),
         "DELETE /v1/projects/{project}/user-data/{user_data}": Expectation(
             removed | denied("auditor"), path=new_user_data
+        ),
+    }
+
+
+def _volumes(gateway: TenantedGateway) -> dict[str, Expectation]:
+    project = {"project": gateway.home.project.id}
+
+    async def fresh_one() -> dict[str, str]:
+        return {**project, "volume": await gateway.new_volume()}
+
+    async def access() -> dict[str, str]:
+        return {**await fresh_one(), "cluster": gateway.home.cluster}
+
+    def order() -> dict[str, Any]:
+        return {"name": fresh("v"), "size_gib": 1}
+
+    one = {**project, "volume": gateway.home.volume}
+    changed = every(*WORKERS) | denied("viewer", "auditor")
+    return {
+        "GET /v1/volumes": Expectation(EVERYONE),
+        "GET /v1/projects/{project}/volumes": Expectation(IN_PROJECT, path=project),
+        "POST /v1/projects/{project}/volumes": ordered(path=project, body=order),
+        "GET /v1/projects/{project}/volumes/{volume}": Expectation(IN_PROJECT, path=one),
+        "PATCH /v1/projects/{project}/volumes/{volume}": ordered(
+            path=fresh_one, body={"size_gib": 1}
+        ),
+        "DELETE /v1/projects/{project}/volumes/{volume}": ordered(path=fresh_one),
+        "PUT /v1/projects/{project}/volumes/{volume}/access/{cluster}": Expectation(
+            changed, path=access, body={"mode": "ro"}
+        ),
+        "DELETE /v1/projects/{project}/volumes/{volume}/access/{cluster}": Expectation(
+            changed, path=access
         ),
     }
 

@@ -44,6 +44,9 @@ from dflare.services.clusters.tables import Cluster
 from dflare.services.network import activities as network_activities
 from dflare.services.orchestrator import activities as orchestrator_activities
 from dflare.services.orchestrator.sagas import SAGAS
+from dflare.services.volumes.contract import QUOTA as VOLUME_QUOTA
+from dflare.services.volumes.contract import VolumeState
+from dflare.services.volumes.tables import KnownSite, Volume
 from dflare.site.document import SiteDocument
 from dflare.site.layout import LayoutOptions
 from dflare.site.synthetic import synthetic_site
@@ -64,6 +67,7 @@ class Tenant:
     user_data: str
     operation: str = ""
     network: str = ""
+    volume: str = ""
     nodes: dict[str, str] = field(default_factory=dict[str, str])
     marks: set[str] = field(default_factory=set[str])
 
@@ -135,6 +139,30 @@ class TenantedGateway:
         async with self.database.transaction("clusters") as session:
             session.add(cluster)
         return cluster.id
+
+    async def new_volume(self) -> str:
+        """A volume of the home project that nobody has made yet and that may be changed; its id."""
+        now, project = self.platform.process.clock.now(), self.home.project
+        async with self.database.transaction("volumes") as session:
+            site_id = (await session.scalars(select(KnownSite.site_id))).one()
+        volume = Volume(
+            id=new_id("vol"),
+            organization_id=project.organization_id,
+            project_id=project.id,
+            site_id=site_id,
+            name=f"v-{new_id('x')[-12:]}",
+            size_gib=1,
+            wanted_gib=1,
+            desired_gib=1,
+            state=VolumeState.READY,
+            since=now,
+            operation_id=new_id("op"),
+            created_by="a test",
+            created_at=now,
+        )
+        async with self.database.transaction("volumes") as session:
+            session.add(volume)
+        return volume.id
 
     async def new_operation(self, state: OperationState) -> str:
         """An operation of the home project in a state; its id."""
@@ -229,9 +257,10 @@ async def _declare(platform: Platform, client: httpx.AsyncClient, callers: Calle
     answer = await client.put(f"/v1/sites/{SITE}", json=site_body(document), headers=operator)
     assert answer.status_code == 202, answer.text
     for project in (callers.project, callers.other_project):
-        path = f"/v1/projects/{project.id}/quotas/{NODE_TYPE}"
-        answer = await client.put(path, json={"nodes": 100}, headers=operator)
-        assert answer.status_code == 200, answer.text
+        for what in (NODE_TYPE, VOLUME_QUOTA):
+            path = f"/v1/projects/{project.id}/quotas/{what}"
+            answer = await client.put(path, json={"nodes": 100}, headers=operator)
+            assert answer.status_code == 200, answer.text
     await _relay(platform)
     async with platform.database.transaction("baremetal") as session:
         nodes = list(await session.scalars(select(Node.id)))
@@ -283,6 +312,9 @@ async def _tenant(
     tenant.marks |= {key["id"], key["name"], public_key, key["fingerprint"], secret}
     tenant.marks |= {user_data["id"], user_data["name"], user_data["sha256"]}
     tenant.marks |= {operation["id"], tenant.cluster, f"cluster-of-{name}"}
+    volume = await made("volumes", name=f"volume-of-{name}", size_gib=5)
+    tenant.volume = volume["resource_id"]
+    tenant.marks |= {volume["id"], tenant.volume, f"volume-of-{name}"}
     await _relay(platform)
     await _hand_over(platform, tenant)
     node = next(iter(tenant.nodes))

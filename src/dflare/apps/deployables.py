@@ -1,3 +1,3 @@
 """The services that a process can be told to serve."""
 
-SERVICES = ("auth", "baremetal", "clusters", "metering", "network", "orchestrator")
+SERVICES = ("auth", "baremetal", "clusters", "metering", "network", "orchestrator", "volumes")

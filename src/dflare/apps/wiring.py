@@ -19,8 +19,11 @@ from dflare.drivers.bmc.redfish.driver import RedfishDriver
 from dflare.drivers.ethernet.nvue import NvueSwitches
 from dflare.drivers.fabric.rest import DeviceRest
 from dflare.drivers.infiniband.ufm import UfmManager
+from dflare.drivers.volumes.local import LocalVolumes
+from dflare.drivers.volumes.port import VolumeDriver
 from dflare.kit.db import Database
 from dflare.kit.feed import Projection
+from dflare.kit.ids import new_id
 from dflare.kit.operation_activities import OperationActivities
 from dflare.kit.steps import CutHook, Step, StepRunner
 from dflare.kit.tables import KitTables
@@ -60,13 +63,20 @@ from dflare.services.orchestrator import projections as orchestrator_projections
 from dflare.services.orchestrator.service import OrchestratorService
 from dflare.services.orchestrator.service_usage import AllocationUsage
 from dflare.services.orchestrator.tables import KIT as ORCHESTRATOR
+from dflare.services.volumes import activities as volumes_activities
+from dflare.services.volumes import projections as volumes_projections
+from dflare.services.volumes.reconciler import Tools as VolumeTools
+from dflare.services.volumes.reconciler import VolumeReconciler
+from dflare.services.volumes.settings import VolumesSettings
+from dflare.services.volumes.signals import Signals as VolumeSignals
+from dflare.services.volumes.tables import KIT as VOLUMES
 
 SCHEMAS: Mapping[str, KitTables] = {
-    kit.schema: kit for kit in (AUTH, BAREMETAL, CLUSTERS, METERING, NETWORK, ORCHESTRATOR)
+    kit.schema: kit for kit in (AUTH, BAREMETAL, CLUSTERS, METERING, NETWORK, ORCHESTRATOR, VOLUMES)
 }
 """Every schema with an outbox, for the relay."""
 
-ORDERING: Mapping[str, KitTables] = {kit.schema: kit for kit in (BAREMETAL, CLUSTERS)}
+ORDERING: Mapping[str, KitTables] = {kit.schema: kit for kit in (BAREMETAL, CLUSTERS, VOLUMES)}
 """Schemas of the services that can be ordered: they hold operations."""
 
 Task = tuple[str, Coroutine[Any, Any, None]]
@@ -191,6 +201,33 @@ class Platform:
             holder=f"{socket.gethostname()}/{os.getpid()}",
         )
 
+    @cached_property
+    def volumes_settings(self) -> VolumesSettings:
+        """Settings of volumes."""
+        return VolumesSettings.read()
+
+    @cached_property
+    def volume_signals(self) -> VolumeSignals:
+        """How volumes' steps and reconciler of this process wake each other."""
+        return VolumeSignals()
+
+    def volume_driver(self, site_id: str) -> VolumeDriver:
+        """The storage of a site."""
+        own = Path(self.process.settings.data_dir) / "volumes"
+        return LocalVolumes(Path(self.volumes_settings.local_dir or own) / site_id)
+
+    def volume_tools(self) -> VolumeTools:
+        """What the reconciler of volumes works with."""
+        process = self.process
+        return VolumeTools(
+            database=process.database,
+            clock=process.clock,
+            settings=self.volumes_settings,
+            drivers=self.volume_driver,
+            signals=self.volume_signals,
+            holder=f"{socket.gethostname()}/{os.getpid()}/{new_id('volumes')}",
+        )
+
     async def start_gateway(self) -> None:
         """Make what the first start needs, load the policy snapshot and keep it current."""
         process = self.process
@@ -226,6 +263,10 @@ class Platform:
             "orchestrator": self.step_activities(
                 ORCHESTRATOR, orchestrator_activities.steps(clock)
             ),
+            "volumes": [
+                *own["volumes"],
+                *self.step_activities(VOLUMES, volumes_activities.steps(clock)),
+            ],
         }
 
     def site_activities(self) -> Activities:
@@ -239,9 +280,13 @@ class Platform:
             process.settings.site_clock_speed,
         )
         baremetal = baremetal_activities.steps(self.baremetal_parts)
+        volumes = volumes_activities.Parts(
+            process.database, process.clock, self.volumes_settings, self.volume_signals
+        )
         return {
             "baremetal": self.step_activities(BAREMETAL, baremetal),
             "network": self.step_activities(NETWORK, network),
+            "volumes": self.step_activities(VOLUMES, volumes_activities.site_steps(volumes)),
         }
 
     def step_activities(
@@ -266,6 +311,7 @@ class Platform:
             *metering_activities.projections(),
             *network_projections.projections(self.process.clock),
             *orchestrator_projections.projections(),
+            *volumes_projections.projections(self.process.clock),
         ]
 
     def central_tasks(self) -> Mapping[str, Callable[[], list[Task]]]:
@@ -293,6 +339,7 @@ class Platform:
                 ("nodes", NodeReconciler(self.baremetal_parts).run()),
             ],
             "network": lambda: [("fabrics", Supervisor(self.network_tools()).run())],
+            "volumes": lambda: [("volumes", VolumeReconciler(self.volume_tools()).run())],
         }
 
     async def close_clients(self) -> None:

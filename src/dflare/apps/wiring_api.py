@@ -20,6 +20,8 @@ from dflare.services.metering.service_audits import AuditService
 from dflare.services.network import api as network_api
 from dflare.services.network.service import NetworkService
 from dflare.services.orchestrator import api as orchestrator_api
+from dflare.services.volumes import api as volumes_api
+from dflare.services.volumes.service import VolumeService
 
 
 def routers(platform: Platform, principal: Callable[..., Awaitable[Principal]]) -> list[APIRouter]:
@@ -32,10 +34,14 @@ def routers(platform: Platform, principal: Callable[..., Awaitable[Principal]]) 
     metering = MeteringService(process.database, process.clock, platform.authorizer)
     audits = AuditService(process.database, process.clock, platform.authorizer)
     network = NetworkService(process.database, process.clock, platform.authorizer)
+    volumes = VolumeService(
+        process.database, process.clock, platform.authorizer, platform.orchestrator
+    )
     return [
         baremetal_api.router(platform.baremetal, platform.authorizer, principal),
         network_api.router(network, platform.authorizer, principal),
         clusters_api.router(clusters, keys, platform.authorizer, principal),
+        volumes_api.router(volumes, platform.authorizer, principal),
         orchestrator_api.router(platform.orchestrator, ORDERING, platform.authorizer, principal),
         metering_api.router(metering, platform.authorizer, principal),
         metering_api_audits.router(audits, principal),

@@ -68,6 +68,7 @@ class PlatformSettings(Settings):
         "DFLARE_ORCHESTRATOR_",
         "DFLARE_RELAY_",
         "DFLARE_TEST_",
+        "DFLARE_VOLUMES_",
     )
 
     postgres_url: str

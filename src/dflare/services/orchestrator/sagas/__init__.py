@@ -10,8 +10,10 @@ from dflare.services.orchestrator.sagas.create_cluster import CREATE_CLUSTER
 from dflare.services.orchestrator.sagas.delete_cluster import DELETE_CLUSTER
 from dflare.services.orchestrator.sagas.enrol_nodes import ENROL_NODES
 from dflare.services.orchestrator.sagas.node_actions import NODE_ACTIONS
+from dflare.services.orchestrator.sagas.volumes import VOLUME_SAGAS
 
 SAGAS: Mapping[str, Plan] = {
-    plan.saga: plan for plan in (CREATE_CLUSTER, DELETE_CLUSTER, ENROL_NODES, *NODE_ACTIONS)
+    plan.saga: plan
+    for plan in (CREATE_CLUSTER, DELETE_CLUSTER, ENROL_NODES, *NODE_ACTIONS, *VOLUME_SAGAS)
 }
 """Every saga by its name."""

@@ -1,0 +1,1 @@
+"""Where volumes are stored."""

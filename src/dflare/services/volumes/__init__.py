@@ -1,0 +1,1 @@
+"""Volumes: shared filesystems of projects, who may mount them, and what they hold."""

@@ -1,0 +1,337 @@
+"""The one actor on a site's storage: brings about what is desired of volumes, and records what was
+observed. Source: DESIGN section 5, "One actor a thing" and "Epochs and intents".
+
+A pass acts on volumes that are behind: it commits an intent, calls the driver with no transaction
+open, and records what the driver observed. An intent that its holder did not close, because it died
+or the storage hangs, keeps others away until its deadline. Ids of volumes are never used again, so
+that even a later write reaches nobody else's content.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from dflare.drivers.volumes.port import (
+    VolumeDriver,
+    VolumeObserved,
+    VolumeRefusedError,
+    VolumeUse,
+)
+from dflare.kit import outbox
+from dflare.kit.clock import Clock
+from dflare.kit.db import Database
+from dflare.kit.errors import ProblemError
+from dflare.kit.lease import Lease
+from dflare.kit.telemetry import log
+from dflare.services.auth.contract import Scope
+from dflare.services.volumes import repository
+from dflare.services.volumes.contract import AccessMode, VolumeState
+from dflare.services.volumes.domain import access_event, volume_event
+from dflare.services.volumes.settings import VolumesSettings
+from dflare.services.volumes.signals import Signals
+from dflare.services.volumes.tables import KIT, Access, KnownSite, Volume
+
+SCHEMA = "volumes"
+AT_ONCE = 8
+"""Volumes of a site that are acted on side by side."""
+
+_SCOPE = Scope.system("reconciler of a site's storage")
+_GRACE_S = 2.0
+"""An intent outlives the call that it announces by so much."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What the reconciler works with. ``drivers`` gives the storage of a site; ``holder`` names
+    this process among all."""
+
+    database: Database
+    clock: Clock
+    settings: VolumesSettings
+    drivers: Callable[[str], VolumeDriver]
+    signals: Signals
+    holder: str
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the storage is to have of a volume at a revision; ``known`` if it was seen to exist."""
+
+    volume_id: str
+    revision: int
+    present: bool
+    size_gib: int
+    access: Mapping[str, bool]
+    known: bool
+
+    def is_met(self, seen: VolumeObserved) -> bool:
+        """Whether the storage has it so."""
+        if not self.present:
+            return not seen.present
+        return seen.size_gib == self.size_gib and dict(seen.access) == dict(self.access)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came of a call: what was seen, or why nothing was. ``open``: it may still take effect;
+    ``refused``: trying again does not help."""
+
+    seen: VolumeObserved | None = None
+    trouble: str = ""
+    refused: bool = False
+    open: bool = False
+
+
+@dataclass
+class VolumeReconciler:
+    """``run`` until cancelled; ``look`` is one pass over every site whose lease can be had."""
+
+    tools: Tools
+    _tries: dict[str, int] = field(default_factory=dict[str, int])
+    _not_before: dict[str, datetime] = field(default_factory=dict[str, datetime])
+    _leases: dict[str, Lease] = field(default_factory=dict[str, Lease])
+
+    async def run(self) -> None:
+        """Look when woken and every ``poll_s``; a database that is down is waited for."""
+        try:
+            while True:
+                try:
+                    busy = await self.look()
+                except (SQLAlchemyError, OSError, ProblemError) as error:
+                    log.warning("volumes_wait", error=repr(error)[:300])
+                    busy = False
+                self.tools.signals.over()
+                if not busy:
+                    await self.tools.signals.wanted(self.tools.settings.poll_s)
+        finally:
+            for lease in self._leases.values():
+                await asyncio.shield(_let_go(lease))
+
+    async def look(self) -> bool:
+        """One pass; whether there is more to do at once."""
+        async with self.tools.database.reading(SCHEMA) as session:
+            query = select(KnownSite.site_id).where(
+                KnownSite.version > 0, KnownSite.frozen.is_(False)
+            )
+            site_ids = sorted((await session.scalars(query)).all())
+        busy = False
+        for site_id in site_ids:
+            lease = self._lease(site_id)
+            todo = await self._todo(site_id)
+            if any(todo) and await lease.take():
+                behind, due = todo
+                goes_on = await asyncio.gather(*(self._bring_about(one) for one in behind))
+                await asyncio.gather(*(self._scan(site_id, one) for one in due))
+                busy = busy or any(goes_on) or len(behind) == AT_ONCE
+        return busy
+
+    def _lease(self, site_id: str) -> Lease:
+        tools = self.tools
+        if site_id not in self._leases:
+            name, ttl_s = f"volumes/{site_id}", tools.settings.lease_s
+            self._leases[site_id] = Lease(tools.database, name, tools.holder, ttl_s)
+        return self._leases[site_id]
+
+    async def _todo(self, site_id: str) -> tuple[list[str], list[str]]:
+        """Volumes that are behind and may be tried now, and those whose scan is due."""
+        now = self.tools.clock.now()
+        before = now - timedelta(seconds=self.tools.settings.scan_every_s)
+        here = select(Volume.id).where(Volume.site_id == site_id)
+        behind = here.where(
+            Volume.observed_revision < Volume.revision,
+            ~(Volume.refused & (Volume.trouble_revision == Volume.revision)),
+        )
+        due = here.where(
+            Volume.state.in_([VolumeState.READY, VolumeState.RESIZING]),
+            Volume.observed_revision == Volume.revision,
+            Volume.scanned_at.is_(None) | (Volume.scanned_at < before),
+        )
+        async with self.tools.database.reading(SCHEMA) as session:
+            late = (await session.scalars(behind.order_by(Volume.id).limit(512))).all()
+            old = (await session.scalars(due.order_by(Volume.scanned_at).limit(AT_ONCE))).all()
+        ready = [one for one in late if self._not_before.get(one, now) <= now]
+        return ready[:AT_ONCE], list(old)
+
+    async def _bring_about(self, volume_id: str) -> bool:
+        """Act on one volume; whether it is to be looked at again at once."""
+        begun = await self._begin(volume_id)
+        if begun is None:
+            return False
+        wanted, driver = begun
+        found = await self._act(driver, wanted)
+        await self._record(wanted, found)
+        goes_on = found.seen is not None and not wanted.present
+        if goes_on or (found.seen is not None and wanted.is_met(found.seen)):
+            self._tries.pop(volume_id, None)
+            self._not_before.pop(volume_id, None)
+            return goes_on
+        tries = self._tries[volume_id] = self._tries.get(volume_id, 0) + 1
+        settings = self.tools.settings
+        pause_s = min(settings.backoff_first_s * 2 ** (tries - 1), settings.backoff_most_s)
+        self._not_before[volume_id] = self.tools.clock.now() + timedelta(seconds=pause_s)
+        return False
+
+    async def _begin(self, volume_id: str) -> tuple[Wanted, VolumeDriver] | None:
+        """Commit the intent to act, unless somebody else's is open or the site was frozen."""
+        tools = self.tools
+        async with tools.database.transaction(SCHEMA) as session:
+            volume = await repository.lock_volume(session, _SCOPE, volume_id)
+            now = tools.clock.now()
+            if volume.observed_revision >= volume.revision or _is_open(volume, now):
+                return None
+            site = await session.get_one(KnownSite, volume.site_id)
+            if site.frozen:
+                return None
+            rows = await repository.access_of(session, [volume.id])
+            volume.intent_revision, volume.intent_holder = volume.revision, tools.holder
+            volume.intent_until = now + timedelta(seconds=tools.settings.intent_s)
+            wanted = Wanted(
+                volume.id,
+                volume.revision,
+                volume.present,
+                volume.desired_gib,
+                repository.desired_access(rows),
+                volume.observed_present,
+            )
+            return wanted, tools.drivers(volume.site_id)
+
+    async def _act(self, driver: VolumeDriver, wanted: Wanted) -> Found:
+        try:
+            async with asyncio.timeout(self.tools.settings.intent_s - _GRACE_S):
+                return Found(await self._write(driver, wanted))
+        except VolumeRefusedError as error:
+            return Found(trouble=str(error)[:300], refused=True)
+        except TimeoutError:
+            return Found(trouble="the storage does not answer in time", open=True)
+        except OSError as error:
+            # The text would name places of the machine to tenants; its log may.
+            log.warning("volume_trouble", volume_id=wanted.volume_id, error=repr(error)[:300])
+            return Found(trouble=f"the storage fails: {error.strerror or 'unknown error'}")
+
+    async def _write(self, driver: VolumeDriver, wanted: Wanted) -> VolumeObserved:
+        if not wanted.present:
+            return await driver.remove(wanted.volume_id, self.tools.settings.act_s)
+        if wanted.known:
+            seen = (await driver.observe([wanted.volume_id]))[wanted.volume_id]
+            if not seen.present:
+                # Making it again would hide from its tenant that the content is lost.
+                raise VolumeRefusedError("the storage has lost this volume")
+        seen = await driver.ensure(wanted.volume_id)
+        if seen.size_gib != wanted.size_gib:
+            seen = await driver.set_quota(wanted.volume_id, wanted.size_gib)
+        if dict(seen.access) != dict(wanted.access):
+            seen = await driver.set_access(wanted.volume_id, wanted.access)
+        return seen
+
+    async def _record(self, wanted: Wanted, found: Found) -> None:
+        """Write what was observed, unless another holder has taken the volume over meanwhile."""
+        tools = self.tools
+        async with tools.database.transaction(SCHEMA) as session:
+            volume = await repository.lock_volume(session, _SCOPE, wanted.volume_id)
+            mine = (tools.holder, wanted.revision)
+            if (volume.intent_holder, volume.intent_revision) != mine:
+                return
+            now = tools.clock.now()
+            if not found.open:
+                volume.intent_revision = volume.intent_until = None
+                volume.intent_holder = ""
+            before = _shown(volume)
+            changed: Sequence[Access] = ()
+            volume.trouble, volume.refused = found.trouble, found.refused
+            volume.trouble_revision = wanted.revision
+            if found.seen is not None:
+                _note(volume, found.seen, now)
+                if wanted.is_met(found.seen):
+                    volume.observed_revision = wanted.revision
+                changed = await _note_access(session, volume, found.seen)
+            await _emit(session, volume, before, changed, now)
+
+    async def _scan(self, site_id: str, volume_id: str) -> None:
+        """Count what a volume holds, and see whether the storage still has it as it should be."""
+        tools = self.tools
+        driver = tools.drivers(site_id)
+        use: VolumeUse | None = None
+        try:
+            async with asyncio.timeout(tools.settings.act_s + _GRACE_S):
+                seen = (await driver.observe([volume_id]))[volume_id]
+                use = await driver.usage(volume_id, tools.settings.act_s) if seen.present else None
+        except (VolumeRefusedError, OSError) as error:
+            log.warning("volume_scan_failed", volume_id=volume_id, error=repr(error)[:300])
+            seen = None
+        async with tools.database.transaction(SCHEMA) as session:
+            volume = await repository.lock_volume(session, _SCOPE, volume_id)
+            now = tools.clock.now()
+            before = _shown(volume)
+            volume.scanned_at = now
+            if use is not None:
+                volume.used_bytes, volume.used_complete = use.used_bytes, use.complete
+            if seen is not None and volume.observed_revision == volume.revision:
+                rows = await repository.access_of(session, [volume.id])
+                access = repository.desired_access(rows)
+                wanted = Wanted(volume.id, 0, True, volume.desired_gib, access, known=True)
+                if not wanted.is_met(seen):
+                    volume.revision += 1
+                    log.warning("volume_drift", volume_id=volume_id, seen=repr(seen)[:300])
+            await _emit(session, volume, before, (), now)
+
+
+async def _emit(
+    session: AsyncSession,
+    volume: Volume,
+    before: tuple[object, ...],
+    access: Sequence[Access],
+    now: datetime,
+) -> None:
+    """Tell what people see of a locked volume, where that is something else than before."""
+    if _shown(volume) == before and not access:
+        return
+    volume.version += 1
+    await session.flush()
+    changes = [access_event(volume, row, now) for row in access]
+    await outbox.emit(session, KIT, [volume_event(volume, now), *changes])
+
+
+def _is_open(volume: Volume, now: datetime) -> bool:
+    """Whether a write may still be under way. One's own is when its call did not return in time."""
+    return volume.intent_until is not None and volume.intent_until > now
+
+
+def _note(volume: Volume, seen: VolumeObserved, now: datetime) -> None:
+    volume.observed_present, volume.observed_gib = seen.present, seen.size_gib
+    volume.quota = str(seen.quota or "")
+    volume.observed_at = now
+
+
+async def _note_access(
+    session: AsyncSession, volume: Volume, seen: VolumeObserved
+) -> Sequence[Access]:
+    """Write what each cluster was seen to have; who has and is to have nothing is forgotten."""
+    changed: list[Access] = []
+    for row in await repository.access_of(session, [volume.id], lock=True):
+        observed = AccessMode.NONE
+        if row.cluster_id in seen.access:
+            may_write = seen.access[row.cluster_id]
+            observed = AccessMode.READ_WRITE if may_write else AccessMode.READ_ONLY
+        if observed != row.observed or observed == row.mode == AccessMode.NONE:
+            row.observed = observed
+            changed.append(row)
+        if observed == row.mode == AccessMode.NONE:
+            await session.delete(row)
+    return changed
+
+
+def _shown(volume: Volume) -> tuple[object, ...]:
+    """What people see of a volume that the reconciler changes."""
+    return (volume.trouble, volume.quota, volume.used_bytes, volume.observed_gib)
+
+
+async def _let_go(lease: Lease) -> None:
+    try:
+        await lease.give_back()
+    except (SQLAlchemyError, OSError, ProblemError) as error:
+        log.warning("lease_not_given_back", lease=lease.name, error=repr(error)[:200])

@@ -1,0 +1,417 @@
+"""Ordering and reading volumes."""
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from dflare.kit import idempotency, operations, outbox, telemetry
+from dflare.kit.clock import Clock
+from dflare.kit.db import Database
+from dflare.kit.errors import NameTakenError, NotFoundError, ProblemError
+from dflare.kit.etag import check_if_match
+from dflare.kit.idempotency import Begun, RequestKey
+from dflare.kit.outbox import AuditRecord
+from dflare.kit.pagination import cut
+from dflare.kit.plan import Plan
+from dflare.services.auth.contract import Authorizer, Principal, ProjectRef, Resource
+from dflare.services.orchestrator.contract import Orchestrator
+from dflare.services.volumes import repository
+from dflare.services.volumes.contract import AccessMode, VolumeState
+from dflare.services.volumes.domain import (
+    BYTES_PER_GIB,
+    ORDER_DEADLINE,
+    access_event,
+    check_deletable,
+    check_ready,
+    enter,
+    volume_event,
+    volume_id_of,
+)
+from dflare.services.volumes.errors import TooSmallError, UnknownClusterError, UnknownSiteError
+from dflare.services.volumes.tables import KIT, Access, Volume
+
+SCHEMA = "volumes"
+
+
+@dataclass(frozen=True)
+class VolumeOrder:
+    """What a tenant asks for. ``site`` is an id or a name, or none where there is one site."""
+
+    name: str
+    size_gib: int
+    site: str | None = None
+
+
+@dataclass(frozen=True)
+class VolumeView:
+    """A volume, which clusters have access to it, and their names where they are known."""
+
+    volume: Volume
+    access: list[Access]
+    cluster_names: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class VolumeService:
+    """Orders leave as operations of this schema; access maps are desired state, which the site's
+    reconciler brings about."""
+
+    database: Database
+    clock: Clock
+    authorizer: Authorizer
+    orchestrator: Orchestrator
+
+    async def create(
+        self, principal: Principal, project: ProjectRef, order: VolumeOrder, request: RequestKey
+    ) -> tuple[int, dict[str, Any]]:
+        """Order a volume; returns status and the operation's document.
+
+        Raises:
+            UnknownSiteError, NameTakenError, VolumeQuotaError: nothing is kept.
+        """
+        wanted = Resource("volume", "", project.organization_id, project.id)
+        await self.authorizer.check(principal, "volume:create", wanted)
+        begun = await idempotency.begin(self.database, KIT, request, self.clock.now())
+        if begun.answer is not None:
+            return begun.status or 202, begun.answer
+        try:
+            async with self._ordering(begun) as (session, answer):
+                if answer is not None:
+                    return answer
+                volume = await self._new_volume(session, principal, project, order, begun)
+                session.add(volume)
+                await session.flush()
+                plan = self.orchestrator.plan("create_volume")
+                return await self._store(session, principal, volume, plan, "create", begun)
+        except IntegrityError as error:
+            await idempotency.forget(self.database, KIT, begun)
+            raise _name_taken(order.name) from error
+
+    async def resize(
+        self,
+        principal: Principal,
+        project: ProjectRef,
+        reference: str,
+        size_gib: int,
+        request: RequestKey,
+        if_match: str | None = None,
+    ) -> tuple[int, dict[str, Any]]:
+        """Order another size; the tenant has and pays for it when the storage was seen to grant it.
+
+        Raises:
+            PreconditionError: ``if_match`` names another state of it.
+            VolumeBusyError: it is not ready.
+            TooSmallError: by the last scan it holds more.
+            VolumeQuotaError: the project may not have so much.
+        """
+        view = await self.get(principal, project, reference)
+        await self.authorizer.check(principal, "volume:update", _resource(view.volume))
+        begun = await idempotency.begin(self.database, KIT, request, self.clock.now())
+        if begun.answer is not None:
+            return begun.status or 202, begun.answer
+        async with self._ordering(begun) as (session, answer):
+            if answer is not None:
+                return answer
+            if size_gib > view.volume.size_gib:
+                await repository.check_quota(session, project.id, size_gib, view.volume.id)
+            volume = await self._lock(session, principal, view.volume.id)
+            check_if_match(if_match, volume.version, volume.id)
+            check_ready(volume)
+            _check_holds(volume, size_gib)
+            volume.wanted_gib = size_gib
+            volume.operation_id = begun.operation_id
+            enter(volume, VolumeState.RESIZING, self.clock.now())
+            plan = self.orchestrator.plan("resize_volume").with_params(
+                "volumes.set_size@1", size_gib=str(size_gib)
+            )
+            return await self._store(session, principal, volume, plan, "update", begun)
+
+    async def delete(
+        self,
+        principal: Principal,
+        project: ProjectRef,
+        reference: str,
+        request: RequestKey,
+        if_match: str | None = None,
+    ) -> tuple[int, dict[str, Any]]:
+        """Order the release of a volume; usage ends now. A repeat with the same key gets the same
+        answer, whatever the volume has become.
+
+        Raises:
+            PreconditionError: ``if_match`` names another state of it.
+            VolumeBusyError, VolumeInUseError: an operation or a cluster has it.
+        """
+        try:
+            view = await self.get(principal, project, reference)
+        except NotFoundError:
+            # By name a deleted volume is no longer found; its caller still gets the answer.
+            earlier = await idempotency.earlier(self.database, KIT, request)
+            if earlier is None or earlier.answer is None:
+                raise
+            return earlier.status or 202, earlier.answer
+        await self.authorizer.check(principal, "volume:delete", _resource(view.volume))
+        begun = await idempotency.begin(self.database, KIT, request, self.clock.now())
+        if begun.answer is not None:
+            return begun.status or 202, begun.answer
+        async with self._ordering(begun) as (session, answer):
+            if answer is not None:
+                return answer
+            volume = await self._lock(session, principal, view.volume.id)
+            check_if_match(if_match, volume.version, volume.id)
+            check_deletable(volume, await repository.access_of(session, [volume.id]))
+            now = self.clock.now()
+            volume.operation_id = begun.operation_id
+            enter(volume, VolumeState.DELETING, now)
+            await session.flush()
+            await repository.end_usage(session, volume, now)
+            plan = self.orchestrator.plan("delete_volume")
+            return await self._store(session, principal, volume, plan, "delete", begun)
+
+    async def set_access(
+        self,
+        principal: Principal,
+        project: ProjectRef,
+        reference: str,
+        cluster_reference: str,
+        mode: AccessMode,
+    ) -> VolumeView:
+        """Say what a cluster of the project is to have of a volume; the storage follows. To a
+        cluster that has no access, taking it away changes nothing.
+
+        Raises:
+            VolumeBusyError: access is given to a volume that is not ready.
+            UnknownClusterError: the project has no such live cluster at the volume's site.
+        """
+        view = await self.get(principal, project, reference)
+        await self.authorizer.check(principal, "volume:update", _resource(view.volume))
+        async with self.database.transaction(SCHEMA) as session:
+            volume = await self._lock(session, principal, view.volume.id)
+            row = await self._access_row(
+                session, principal, volume, cluster_reference, create=mode is not AccessMode.NONE
+            )
+            if row is not None and row.mode != mode:
+                now = self.clock.now()
+                row.mode = mode
+                volume.revision += 1
+                volume.version += 1
+                await session.flush()
+                events = [volume_event(volume, now), access_event(volume, row, now)]
+                await outbox.emit(session, KIT, events)
+                verb = "attach" if mode is not AccessMode.NONE else "detach"
+                detail = {"cluster": row.cluster_id, "mode": str(mode), "verb": verb}
+                await self._audit(session, principal, volume, "update", None, detail)
+        return await self.get(principal, project, view.volume.id)
+
+    async def _access_row(
+        self,
+        session: AsyncSession,
+        principal: Principal,
+        volume: Volume,
+        reference: str,
+        *,
+        create: bool,
+    ) -> Access | None:
+        rows = await repository.access_of(session, [volume.id], lock=True)
+        names = await repository.cluster_names(session, [row.cluster_id for row in rows])
+        for row in rows:
+            if reference in (row.cluster_id, names.get(row.cluster_id)):
+                if create and row.mode == AccessMode.NONE:
+                    break
+                return row
+        if not create:
+            return None
+        check_ready(volume)
+        found = await repository.cluster(session, volume.project_id, volume.site_id, reference)
+        if found is None:
+            raise UnknownClusterError(
+                f"the project has no live cluster {reference} at the site of {volume.name}",
+                next_step="See `dflare cluster list`; a new one is known within a second.",
+            )
+        present = next((row for row in rows if row.cluster_id == found.cluster_id), None)
+        row = present or Access(
+            volume_id=volume.id,
+            cluster_id=found.cluster_id,
+            mode=AccessMode.NONE,
+            observed=AccessMode.NONE,
+            created_by=principal.subject,
+            created_at=self.clock.now(),
+        )
+        session.add(row)
+        return row
+
+    async def get(self, principal: Principal, project: ProjectRef, reference: str) -> VolumeView:
+        """A volume by id or name.
+
+        Raises:
+            NotFoundError: none that the caller may read.
+        """
+        scope = self.authorizer.scope(principal)
+        async with self.database.reading(SCHEMA) as session:
+            volume = await repository.find(session, scope, project.id, reference)
+            access = await repository.access_of(session, [volume.id])
+            names = await repository.cluster_names(session, [row.cluster_id for row in access])
+        await self.authorizer.check(principal, "volume:read", _resource(volume))
+        return VolumeView(volume, access, names)
+
+    async def list(
+        self,
+        principal: Principal,
+        project: ProjectRef | None,
+        after: str | None,
+        limit: int,
+        *,
+        deleted: bool = False,
+    ) -> tuple[list[VolumeView], str | None]:
+        """One page in order of ids, and the id to go on behind where there are more."""
+        scope = self.authorizer.scope(principal)
+        async with self.database.reading(SCHEMA) as session:
+            rows = await repository.list_volumes(
+                session, scope, project.id if project else None, after, limit + 1, deleted=deleted
+            )
+            volumes, last = cut(rows, limit)
+            access = await repository.access_of(session, [volume.id for volume in volumes])
+            names = await repository.cluster_names(session, [row.cluster_id for row in access])
+        allowed = await self.authorizer.readable(
+            principal, "volume:read", [_resource(volume) for volume in volumes]
+        )
+        views = [
+            VolumeView(volume, [row for row in access if row.volume_id == volume.id], names)
+            for volume, may in zip(volumes, allowed, strict=True)
+            if may
+        ]
+        return views, last.id if last else None
+
+    async def _new_volume(
+        self,
+        session: AsyncSession,
+        principal: Principal,
+        project: ProjectRef,
+        order: VolumeOrder,
+        begun: Begun,
+    ) -> Volume:
+        site = await repository.site(session, order.site)
+        if site is None:
+            names = [one.name for one in await repository.sites(session)]
+            raise UnknownSiteError(
+                f"there is no site {order.site}" if order.site else "name a site",
+                next_step=f"Sites are: {', '.join(names) or 'none yet; load one first'}.",
+            )
+        volume_id, now = volume_id_of(begun.operation_id), self.clock.now()
+        if await repository.name_taken(session, project.id, order.name, volume_id):
+            raise _name_taken(order.name)
+        await repository.check_quota(session, project.id, order.size_gib, volume_id)
+        return Volume(
+            id=volume_id,
+            organization_id=project.organization_id,
+            project_id=project.id,
+            site_id=site.site_id,
+            name=order.name,
+            size_gib=order.size_gib,
+            wanted_gib=order.size_gib,
+            desired_gib=order.size_gib,
+            state=VolumeState.PENDING,
+            since=now,
+            deadline=now + ORDER_DEADLINE,
+            operation_id=begun.operation_id,
+            created_by=principal.subject,
+            created_at=now,
+            version=1,
+        )
+
+    @asynccontextmanager
+    async def _ordering(
+        self, begun: Begun
+    ) -> AsyncGenerator[tuple[AsyncSession, tuple[int, dict[str, Any]] | None]]:
+        """The one transaction of an order, with the answer that a try beside it has given already.
+        A refusal is forgotten, so that the same key may try again."""
+        try:
+            with telemetry.span("volumes.order", operation_id=begun.operation_id):
+                async with self.database.transaction(SCHEMA) as session:
+                    claimed = await idempotency.claim(session, KIT, begun, self.clock.now())
+                    given = claimed.answer
+                    yield session, None if given is None else (claimed.status or 202, given)
+        except ProblemError:
+            await idempotency.forget(self.database, KIT, begun)
+            raise
+
+    async def _lock(self, session: AsyncSession, principal: Principal, volume_id: str) -> Volume:
+        return await repository.lock_volume(session, self.authorizer.scope(principal), volume_id)
+
+    async def _store(
+        self,
+        session: AsyncSession,
+        principal: Principal,
+        volume: Volume,
+        plan: Plan,
+        verb: str,
+        begun: Begun,
+    ) -> tuple[int, dict[str, Any]]:
+        """Store the operation on a volume that was changed, with event, audit and answer."""
+        now = self.clock.now()
+        await session.flush()
+        await outbox.emit(session, KIT, [volume_event(volume, now)])
+        new = operations.NewOperation(
+            id=begun.operation_id,
+            kind=plan.saga,
+            organization_id=volume.organization_id,
+            project_id=volume.project_id,
+            site_id=volume.site_id,
+            resource_kind="volume",
+            resource_id=volume.id,
+            plan=plan,
+            targets=[],
+            created_by=principal.subject,
+            trace=telemetry.carrier(),
+        )
+        await operations.create_operation(session, KIT, new, now)
+        await self._audit(session, principal, volume, verb, new.id, {"size_gib": volume.wanted_gib})
+        row = await operations.lock_operation(session, KIT, new.id)
+        document = await operations.operation_document(session, KIT, row)
+        await idempotency.complete(session, KIT, begun, 202, document)
+        return 202, document
+
+    async def _audit(
+        self,
+        session: AsyncSession,
+        principal: Principal,
+        volume: Volume,
+        verb: str,
+        operation_id: str | None,
+        detail: dict[str, Any],
+    ) -> None:
+        record = AuditRecord(
+            at=self.clock.now(),
+            principal=principal.subject,
+            action=f"volume:{verb}",
+            resource_kind="volume",
+            resource_id=volume.id,
+            organization_id=volume.organization_id,
+            project_id=volume.project_id,
+            operation_id=operation_id,
+            detail=detail,
+        )
+        await outbox.record_audit(session, KIT, record)
+
+
+def _check_holds(volume: Volume, size_gib: int) -> None:
+    if volume.used_bytes is not None and volume.used_bytes > size_gib * BYTES_PER_GIB:
+        raise TooSmallError(
+            f"volume {volume.name} holds {volume.used_bytes / BYTES_PER_GIB:.1f} GiB, which "
+            f"{size_gib} GiB have no room for",
+            next_step="Remove content first, or choose a larger size.",
+        )
+
+
+def _name_taken(name: str) -> NameTakenError:
+    return NameTakenError(
+        f"the project has a volume named {name}",
+        next_step="Choose another name, or delete that volume first.",
+    )
+
+
+def _resource(volume: Volume) -> Resource:
+    return Resource("volume", volume.id, volume.organization_id, volume.project_id)
