@@ -118,7 +118,6 @@ class Books:
         async with self.database.across() as connection:
             for statement in statements:
                 await connection.execute(text(statement))
-            await connection.commit()
 
     async def audits(self) -> list[UsageAudit]:
         async with self.database.transaction("metering") as session:

@@ -144,6 +144,8 @@ class Database:
     async def across(self) -> AsyncGenerator[AsyncConnection]:
         """A connection of no service's role, for the relay's one look at all schemas."""
         async with self._turn(), self.engine.connect() as connection:
+            # A role that is set within a transaction comes back when that is rolled back.
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
             known = connection.sync_connection.info if connection.sync_connection else {}
             if known.pop("role", None) is not None:
                 await connection.execute(text("RESET ROLE"))
