@@ -251,10 +251,14 @@ def _follow(path: Path, offset: int) -> None:
 
 
 def _print_urls(console: Console, layout: Layout, state: "SupervisorState") -> None:
+    from dflare.embedded.packages import PackageCache
+
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, url in state.urls.items():
         table.add_row(name, without_password(url))
     table.add_row("data", str(layout.root))
+    if (packages := PackageCache.of(layout)) is not None:
+        table.add_row("slurm", packages.status().line)
     console.print(table, highlight=False, soft_wrap=True)
     warnings = [text for text in state.warnings if str(layout.root) not in text]
     # A full disk keeps the supervisor from writing what it sees, so the disk is looked at here.

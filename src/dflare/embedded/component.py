@@ -27,7 +27,7 @@ class Component:
     `prepare` blocks and runs in a thread before every start; what it raises counts as a failed
     start. `ready` must answer within a few seconds and never raise. `stop_signal` asks for the
     end; after `grace_s` the process group is killed. `advice` says what a person can do when it
-    does not get ready.
+    does not get ready. An `optional` one counts in nobody's readiness.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Component:
     grace_s: float = 15.0
     start_timeout_s: float = 90.0
     advice: str = ""
+    optional: bool = False
 
     @property
     def external(self) -> bool:

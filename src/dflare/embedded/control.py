@@ -116,6 +116,8 @@ def purge(layout: Layout) -> list[Path]:
         layout.secrets,
     ):
         shutil.rmtree(directory, ignore_errors=False)
+    if layout.packages.is_dir():
+        shutil.rmtree(layout.packages, ignore_errors=False)
     for file in (layout.site_file, layout.simulator_file):
         file.unlink(missing_ok=True)
     left = sorted(layout.root.iterdir())
@@ -175,6 +177,8 @@ def _raise_if_ended(
 def _raise_if_hopeless(layout: Layout, state: SupervisorState) -> None:
     """Waiting longer helps neither a crash loop nor an outside store that is down."""
     for component in state.components:
+        if component.optional:
+            continue
         if component.in_crash_loop or (component.external and _is_down(component)):
             raise StartError(_describe_unready(layout, state))
 
@@ -193,7 +197,7 @@ def _describe_unready(layout: Layout, state: SupervisorState | None) -> str:
             "The supervisor did not report in time. Its log ends:\n"
             f"{last_lines(layout.log_file('supervisor'))}"
         )
-    unready = [component for component in state.components if not component.is_ready]
+    unready = [item for item in state.components if not (item.is_ready or item.optional)]
     parts = ["Not everything is healthy:"]
     parts += [
         f"  {item.name}: {item.state.value}{f' ({item.detail})' if item.detail else ''}"

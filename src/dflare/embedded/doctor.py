@@ -23,6 +23,7 @@ from dflare.embedded.disk import (
 )
 from dflare.embedded.layout import Layout
 from dflare.embedded.os_user import OsUserError, launch_prefix, ordinary_user
+from dflare.embedded.packages import PackageCache, PackagesState
 from dflare.embedded.ports import PortTakenError, free_port
 from dflare.embedded.postgres import PostgresInitError, answers, program
 from dflare.embedded.state import SupervisorState, read_state
@@ -64,6 +65,7 @@ def examine(layout: Layout) -> list[Finding]:
         _locale,
         _open_files,
         _clock,
+        lambda: _slurm(layout),
         lambda: _processes(layout),
         lambda: _stores(layout),
     )
@@ -206,6 +208,23 @@ def _clock() -> Iterable[Finding]:
         yield Finding("clock", Verdict.OK, "runs evenly")
 
 
+def _slurm(layout: Layout) -> Iterable[Finding]:
+    """Clusters of kind slurm need Debian's packages; all else works without."""
+    cache = PackageCache.of(layout)
+    if cache is None:
+        yield Finding("slurm", Verdict.OK, "its packages are switched off")
+        return
+    status = cache.status()
+    if status.state is PackagesState.UNAVAILABLE:
+        yield Finding("slurm", Verdict.WARN, status.line, "Needed for clusters of kind slurm only.")
+    elif status.state is PackagesState.READY:
+        yield Finding("slurm", Verdict.OK, f"packages {status.line}")
+    elif not cache.folder.exists():
+        yield Finding("slurm", Verdict.OK, "`dflare up` will download its packages")
+    else:
+        yield Finding("slurm", Verdict.OK, "its packages are being prepared")
+
+
 def _processes(layout: Layout) -> Iterable[Finding]:
     state = read_state(layout.state_file)
     if running_supervisor(layout) is None:
@@ -224,7 +243,7 @@ def _processes(layout: Layout) -> Iterable[Finding]:
         yield Finding("processes", Verdict.WARN, "the supervisor is just starting", "Ask again.")
         return
     for item in state.components:
-        if item.is_ready:
+        if item.is_ready or item.optional:
             continue
         yield Finding(
             "processes",

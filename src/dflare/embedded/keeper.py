@@ -61,6 +61,7 @@ class Keeper:
         self.status = ComponentStatus(
             name=component.name,
             external=component.external,
+            optional=component.optional,
             log="" if component.external else str(log),
         )
         self.healthy = asyncio.Event()

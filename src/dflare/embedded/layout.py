@@ -33,6 +33,11 @@ class Layout:
         return self.root / "sim"
 
     @property
+    def packages(self) -> Path:
+        """Slurm's Debian packages, unless a folder elsewhere was chosen for them."""
+        return self.root / "packages"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 

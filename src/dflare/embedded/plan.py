@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dflare.embedded.component import Component, ReadyFile, http_ok
+from dflare.embedded.component import Component, ReadyFile, RestartPolicy, http_ok
 from dflare.embedded.disk import start_refusal
 from dflare.embedded.layout import Layout
 from dflare.embedded.options import UpOptions
 from dflare.embedded.os_user import OsUserError, launch_prefix
+from dflare.embedded.packages import PackageCache
 from dflare.embedded.platform import platform_components
 from dflare.embedded.ports import (
     LOOPBACK,
@@ -96,6 +97,8 @@ def _plan(layout: Layout, options: UpOptions) -> Plan:
     )
     components += platform.components
     urls |= platform.urls
+    if (packages := _slurm_packages(layout)) is not None:
+        components.append(packages)
     ports.save()
     if wanted:
         unknown = wanted - {component.name for component in components}
@@ -210,6 +213,29 @@ def _simulator(layout: Layout, options: UpOptions, ports: PortBook) -> _Store | 
             ready=http_ok(f"{control}/healthz"),
         ),
         control,
+    )
+
+
+def _slurm_packages(layout: Layout) -> Component | None:
+    """The download of Slurm's packages, beside everything else; none where it is switched off."""
+    cache = PackageCache.of(layout)
+    if cache is None:
+        return None
+    return Component(
+        name="slurm-packages",
+        argv=(
+            *launch_prefix("TERM"),
+            "nice",
+            "-n",
+            "10",
+            sys.executable,
+            "-m",
+            "dflare.embedded.packages",
+            str(cache.folder),
+        ),
+        restart=RestartPolicy.UNTIL_SUCCESS,
+        start_timeout_s=3600,
+        optional=True,
     )
 
 

@@ -37,6 +37,7 @@ class ComponentStatus(BaseModel):
     since: str = ""
     process: ProcessIdentity | None = None
     external: bool = False
+    optional: bool = False
     restarts: int = 0
     failures: int = 0
     detail: str = ""
@@ -66,7 +67,8 @@ class SupervisorState(BaseModel):
 
     @property
     def is_ready(self) -> bool:
-        return bool(self.components) and all(item.is_ready for item in self.components)
+        needed = [item for item in self.components if not item.optional]
+        return bool(needed) and all(item.is_ready for item in needed)
 
     @property
     def processes(self) -> list[ProcessIdentity]:
