@@ -14,7 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Final
 
-from dflare.services.orchestrator.placement import Candidate
+from dflare.services.orchestrator.placement import Candidate, rail_block_named
 from dflare.site.fleet import import_fleet
 
 DATA: Final = Path(__file__).parents[1] / "tests/data"
@@ -94,10 +94,7 @@ def _whole(written: str) -> int:
 
 
 def g2_nodes() -> list[Candidate]:
-    """The 549 G2 servers of the 2023 fleet, where ``dflare site import`` puts them.
-
-    A rail block is the scalable unit whose first rails share a switch.
-    """
+    """The 549 G2 servers of the 2023 fleet, where ``dflare site import`` puts them."""
     document = import_fleet(FLEET_CSV)
     blocks = {rack.name: rack.block for rack in document.racks}
     models = {one.name: one.gpu.model for one in document.node_types if one.gpu}
@@ -108,7 +105,7 @@ def g2_nodes() -> list[Candidate]:
             rack=node.rack,
             block=blocks[node.rack],
             nvlink_domain=None,
-            rail_block=node.infiniband[0].switch.rpartition("-rail-")[0],
+            rail_block=rail_block_named({port.rail: port.switch for port in node.infiniband}),
         )
         for node in document.nodes
         if models.get(node.type) == "G2" and node.infiniband

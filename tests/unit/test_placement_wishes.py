@@ -15,6 +15,7 @@ from dflare.services.orchestrator.placement import (
     Wish,
     choose,
     place,
+    rail_block_named,
 )
 from dflare.services.orchestrator.placement_tree import (
     Key,
@@ -243,3 +244,13 @@ def test_an_order_of_no_nodes_is_a_mistake_of_the_caller(count: int) -> None:
 def test_place_is_choose_without_the_reasons() -> None:
     assert place(full_site(), 6, wish=Wish(same=Same.LEAF)) is None
     assert place(full_site(), 6) == choose(full_site(), 6)
+
+
+def test_a_rail_block_is_the_same_only_where_every_rail_is_on_the_same_switch() -> None:
+    one = rail_block_named({0: "ib-1-rail-0", 1: "ib-1-rail-1"})
+    assert one == rail_block_named({1: "ib-1-rail-1", 0: "ib-1-rail-0"})
+    others = [{0: "ib-1-rail-0"}, {0: "ib-1-rail-0", 1: "ib-2-rail-1"}, {}]
+    assert one not in [rail_block_named(other) for other in others]
+    assert rail_block_named({}) is None
+    answer = chosen(choose([Candidate("n", "n", "r", "b", None, one)], 1))
+    assert "1 rail block (ib-1-rail-0 to ib-1-rail-1)" in answer.explanation

@@ -22,11 +22,12 @@ from dflare.services.orchestrator.placement_tree import (
     groups_below,
     pack,
     rack_of,
+    rail_block_named,
     rail_block_of,
 )
 
-__all__ = ["Alternative", "Candidate", "Choice", "Refusal", "Same", "Shape", "Wish", "choose"]
-__all__ += ["place"]
+__all__ = ["Alternative", "Candidate", "Choice", "Refusal", "Same", "Shape", "Wish"]
+__all__ += ["choose", "place", "rail_block_named"]
 
 
 class Shape(StrEnum):
@@ -301,7 +302,7 @@ def _explain(
     blocks = sorted({node.block for node in chosen})
     where = [_named("rack", [rack for _, rack in racks])]
     if rails:
-        where.append(_named("rail block", rails))
+        where.append(_named("rail block", [_first_to_last(name) for name in rails]))
     where.append(_named("block", blocks))
     parts = [f"{len(chosen)} of {len(candidates)} free nodes in {' of '.join(where)}"]
     sizes = Counter(node.nvlink_domain for node in candidates if node.nvlink_domain)
@@ -321,6 +322,12 @@ def _explain(
     if wish.exclude:
         parts.append(f"{len(candidates) - len(allowed)} free nodes excluded")
     return "; ".join(parts)
+
+
+def _first_to_last(rail_block: str) -> str:
+    """A rail block in words: its switches are as many as rails, and named alike."""
+    first, *others = rail_block.split(",")
+    return f"{first} to {others[-1]}" if others else first
 
 
 def _named(kind: str, names: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ Levels need not be nested, so a rack that stands in two rail blocks is no specia
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final
@@ -23,8 +23,8 @@ class Candidate:
     """A free node and where it stands.
 
     Racks are named within their block. ``rail_block`` is the set of nodes whose InfiniBand rails
-    share their leaf switches, by a name of its own; ``None`` where the node has no rails, or
-    where they are not known.
+    share their leaf switches, named by ``rail_block_named``; ``None`` where the node has no rails,
+    or where they are not known.
     """
 
     node_id: str
@@ -33,6 +33,14 @@ class Candidate:
     block: str
     nvlink_domain: str | None
     rail_block: str | None = None
+
+
+def rail_block_named(switch_of_rail: Mapping[int, str]) -> str | None:
+    """The rail block of a node by the leaf switch of each of its rails; ``None`` without rails.
+
+    Two nodes get the same name exactly where each of their rails is on the same switch.
+    """
+    return ",".join(switch_of_rail[rail] for rail in sorted(switch_of_rail)) or None
 
 
 def block_of(node: Candidate) -> Key:
