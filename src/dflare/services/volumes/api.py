@@ -15,6 +15,7 @@ from dflare.services.auth.contract import Authorizer, Principal, ProjectRef
 from dflare.services.volumes.contract import AccessMode
 from dflare.services.volumes.domain import over_quota
 from dflare.services.volumes.service import VolumeOrder, VolumeService, VolumeView
+from dflare.services.volumes.service_access import AccessService
 
 MAX_SIZE_GIB = 1_048_576
 """One pebibyte."""
@@ -262,6 +263,8 @@ def _access_routes(
     principal: Callable[..., Awaitable[Principal]],
     project_of: Callable[..., Awaitable[ProjectRef]],
 ) -> None:
+    access = AccessService(volumes)
+
     @routes.put("/projects/{project}/volumes/{volume}/access/{cluster}")
     async def attach_volume(
         *,
@@ -273,7 +276,7 @@ def _access_routes(
     ) -> VolumeAnswer:
         """Let a cluster of the project use a volume of its site; ``observed`` follows."""
         mode = AccessMode(body.mode)
-        return volume_answer(await volumes.set_access(caller, project, volume, cluster, mode))
+        return volume_answer(await access.set(caller, project, volume, cluster, mode))
 
     @routes.delete("/projects/{project}/volumes/{volume}/access/{cluster}")
     async def detach_volume(
@@ -285,4 +288,4 @@ def _access_routes(
     ) -> VolumeAnswer:
         """Take a volume away from a cluster; it is gone there when its entry is."""
         mode = AccessMode.NONE
-        return volume_answer(await volumes.set_access(caller, project, volume, cluster, mode))
+        return volume_answer(await access.set(caller, project, volume, cluster, mode))

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy.exc import IntegrityError
@@ -20,18 +21,17 @@ from dflare.kit.plan import Plan
 from dflare.services.auth.contract import Authorizer, Principal, ProjectRef, Resource
 from dflare.services.orchestrator.contract import Orchestrator
 from dflare.services.volumes import repository
-from dflare.services.volumes.contract import AccessMode, VolumeState
+from dflare.services.volumes.contract import VolumeState
 from dflare.services.volumes.domain import (
     BYTES_PER_GIB,
     ORDER_DEADLINE,
-    access_event,
     check_deletable,
     check_ready,
     enter,
     volume_event,
     volume_id_of,
 )
-from dflare.services.volumes.errors import TooSmallError, UnknownClusterError, UnknownSiteError
+from dflare.services.volumes.errors import TooSmallError, UnknownSiteError
 from dflare.services.volumes.tables import KIT, Access, Volume
 
 SCHEMA = "volumes"
@@ -57,7 +57,7 @@ class VolumeView:
 
 @dataclass(frozen=True)
 class VolumeService:
-    """Orders leave as operations of this schema; access maps are desired state, which the site's
+    """Orders leave as operations of this schema; their steps set desired state, which the site's
     reconciler brings about."""
 
     database: Database
@@ -109,7 +109,7 @@ class VolumeService:
             VolumeQuotaError: the project may not have so much.
         """
         view = await self.get(principal, project, reference)
-        await self.authorizer.check(principal, "volume:update", _resource(view.volume))
+        await self.authorizer.check(principal, "volume:update", volume_resource(view.volume))
         begun = await idempotency.begin(self.database, KIT, request, self.clock.now())
         if begun.answer is not None:
             return begun.status or 202, begun.answer
@@ -153,7 +153,7 @@ class VolumeService:
             if earlier is None or earlier.answer is None:
                 raise
             return earlier.status or 202, earlier.answer
-        await self.authorizer.check(principal, "volume:delete", _resource(view.volume))
+        await self.authorizer.check(principal, "volume:delete", volume_resource(view.volume))
         begun = await idempotency.begin(self.database, KIT, request, self.clock.now())
         if begun.answer is not None:
             return begun.status or 202, begun.answer
@@ -171,78 +171,6 @@ class VolumeService:
             plan = self.orchestrator.plan("delete_volume")
             return await self._store(session, principal, volume, plan, "delete", begun)
 
-    async def set_access(
-        self,
-        principal: Principal,
-        project: ProjectRef,
-        reference: str,
-        cluster_reference: str,
-        mode: AccessMode,
-    ) -> VolumeView:
-        """Say what a cluster of the project is to have of a volume; the storage follows. To a
-        cluster that has no access, taking it away changes nothing.
-
-        Raises:
-            VolumeBusyError: access is given to a volume that is not ready.
-            UnknownClusterError: the project has no such live cluster at the volume's site.
-        """
-        view = await self.get(principal, project, reference)
-        await self.authorizer.check(principal, "volume:update", _resource(view.volume))
-        async with self.database.transaction(SCHEMA) as session:
-            volume = await self._lock(session, principal, view.volume.id)
-            row = await self._access_row(
-                session, principal, volume, cluster_reference, create=mode is not AccessMode.NONE
-            )
-            if row is not None and row.mode != mode:
-                now = self.clock.now()
-                row.mode = mode
-                volume.revision += 1
-                volume.version += 1
-                await session.flush()
-                events = [volume_event(volume, now), access_event(volume, row, now)]
-                await outbox.emit(session, KIT, events)
-                verb = "attach" if mode is not AccessMode.NONE else "detach"
-                detail = {"cluster": row.cluster_id, "mode": str(mode), "verb": verb}
-                await self._audit(session, principal, volume, "update", None, detail)
-        return await self.get(principal, project, view.volume.id)
-
-    async def _access_row(
-        self,
-        session: AsyncSession,
-        principal: Principal,
-        volume: Volume,
-        reference: str,
-        *,
-        create: bool,
-    ) -> Access | None:
-        rows = await repository.access_of(session, [volume.id], lock=True)
-        names = await repository.cluster_names(session, [row.cluster_id for row in rows])
-        for row in rows:
-            if reference in (row.cluster_id, names.get(row.cluster_id)):
-                if create and row.mode == AccessMode.NONE:
-                    break
-                return row
-        if not create:
-            return None
-        check_ready(volume)
-        found = await repository.cluster(session, volume.project_id, volume.site_id, reference)
-        if found is None:
-            raise UnknownClusterError(
-                f"the project has no live cluster {reference} at the site of {volume.name}",
-                next_step="See `dflare cluster list`; a new one is known within a second.",
-            )
-        present = next((row for row in rows if row.cluster_id == found.cluster_id), None)
-        row = present or Access(
-            volume_id=volume.id,
-            cluster_id=found.cluster_id,
-            mode=AccessMode.NONE,
-            observed=AccessMode.NONE,
-            created_by=principal.subject,
-            created_at=self.clock.now(),
-        )
-        session.add(row)
-        return row
-
     async def get(self, principal: Principal, project: ProjectRef, reference: str) -> VolumeView:
         """A volume by id or name.
 
@@ -254,7 +182,7 @@ class VolumeService:
             volume = await repository.find(session, scope, project.id, reference)
             access = await repository.access_of(session, [volume.id])
             names = await repository.cluster_names(session, [row.cluster_id for row in access])
-        await self.authorizer.check(principal, "volume:read", _resource(volume))
+        await self.authorizer.check(principal, "volume:read", volume_resource(volume))
         return VolumeView(volume, access, names)
 
     async def list(
@@ -276,7 +204,7 @@ class VolumeService:
             access = await repository.access_of(session, [volume.id for volume in volumes])
             names = await repository.cluster_names(session, [row.cluster_id for row in access])
         allowed = await self.authorizer.readable(
-            principal, "volume:read", [_resource(volume) for volume in volumes]
+            principal, "volume:read", [volume_resource(volume) for volume in volumes]
         )
         views = [
             VolumeView(volume, [row for row in access if row.volume_id == volume.id], names)
@@ -368,33 +296,35 @@ class VolumeService:
             trace=telemetry.carrier(),
         )
         await operations.create_operation(session, KIT, new, now)
-        await self._audit(session, principal, volume, verb, new.id, {"size_gib": volume.wanted_gib})
+        detail = {"size_gib": volume.wanted_gib}
+        record = audit_record(principal, volume, verb, now, new.id, detail)
+        await outbox.record_audit(session, KIT, record)
         row = await operations.lock_operation(session, KIT, new.id)
         document = await operations.operation_document(session, KIT, row)
         await idempotency.complete(session, KIT, begun, 202, document)
         return 202, document
 
-    async def _audit(
-        self,
-        session: AsyncSession,
-        principal: Principal,
-        volume: Volume,
-        verb: str,
-        operation_id: str | None,
-        detail: dict[str, Any],
-    ) -> None:
-        record = AuditRecord(
-            at=self.clock.now(),
-            principal=principal.subject,
-            action=f"volume:{verb}",
-            resource_kind="volume",
-            resource_id=volume.id,
-            organization_id=volume.organization_id,
-            project_id=volume.project_id,
-            operation_id=operation_id,
-            detail=detail,
-        )
-        await outbox.record_audit(session, KIT, record)
+
+def audit_record(
+    principal: Principal,
+    volume: Volume,
+    verb: str,
+    at: datetime,
+    operation_id: str | None,
+    detail: dict[str, Any],
+) -> AuditRecord:
+    """Who did what to a volume."""
+    return AuditRecord(
+        at=at,
+        principal=principal.subject,
+        action=f"volume:{verb}",
+        resource_kind="volume",
+        resource_id=volume.id,
+        organization_id=volume.organization_id,
+        project_id=volume.project_id,
+        operation_id=operation_id,
+        detail=detail,
+    )
 
 
 def _check_holds(volume: Volume, size_gib: int) -> None:
@@ -413,5 +343,6 @@ def _name_taken(name: str) -> NameTakenError:
     )
 
 
-def _resource(volume: Volume) -> Resource:
+def volume_resource(volume: Volume) -> Resource:
+    """The volume as the object of a decision."""
     return Resource("volume", volume.id, volume.organization_id, volume.project_id)

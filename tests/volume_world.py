@@ -1,0 +1,232 @@
+"""The service of volumes over real PostgreSQL and a real directory, without the interpreter."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+from sqlalchemy import insert, select
+
+from dflare.drivers.volumes.local import LocalVolumes
+from dflare.drivers.volumes.port import VolumeObserved
+from dflare.kit.clock import ManualClock
+from dflare.kit.db import Database
+from dflare.kit.feed import FeedEntry
+from dflare.kit.ids import new_id
+from dflare.kit.plan import PlannedStep, StepCall, StepReport
+from dflare.kit.steps import StepRunner
+from dflare.services.orchestrator.sagas import SAGAS
+from dflare.services.volumes import activities
+from dflare.services.volumes.api import router
+from dflare.services.volumes.projections import projections
+from dflare.services.volumes.reconciler import Tools, VolumeReconciler
+from dflare.services.volumes.service import VolumeService
+from dflare.services.volumes.settings import VolumesSettings
+from dflare.services.volumes.signals import Signals
+from dflare.services.volumes.tables import KIT, KnownSite, QuotaLimit, UsageInterval, Volume
+from stores import drop_database
+from tenancy import (
+    MEMBER,
+    NOW,
+    OPERATOR,
+    RED,
+    STRANGER,
+    VIEWER,
+    Rack,
+    Tenancy,
+    application,
+    client,
+    migrated_database,
+)
+
+SITE = "site_1"
+VOLUMES = f"/projects/{RED.id}/volumes"
+
+
+@dataclass
+class Flaky:
+    """The storage, with faults at its edge: ``broken`` calls fail as a disk does, ``stuck`` ones
+    do not return until released."""
+
+    inner: LocalVolumes
+    broken: int = 0
+    stuck: asyncio.Event | None = None
+    writes: list[str] = field(default_factory=list[str])
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __getattr__(self, name: str) -> Any:
+        verb = getattr(self.inner, name)
+        if name not in ("ensure", "set_quota", "set_access", "remove"):
+            return verb
+
+        async def write(*arguments: Any) -> VolumeObserved:
+            self.writes.append(name)
+            self.begun.set()
+            if self.broken:
+                self.broken -= 1
+                raise OSError(5, "Input/output error", "/secret/place")
+            if self.stuck is not None:
+                await self.stuck.wait()
+            return await verb(*arguments)
+
+        return write
+
+
+@dataclass
+class World:
+    """The service, its steps and a reconciler over one storage, without the interpreter."""
+
+    database: Database
+    clock: ManualClock
+    storage: Flaky
+    reconciler: VolumeReconciler
+    steps: dict[str, Any]
+    http: dict[str, httpx.AsyncClient]
+    generation: int = 0
+
+    async def ask(self, method: str, path: str, caller: Any = MEMBER, **more: Any) -> Any:
+        return await self.http[caller.subject].request(method, path, **more)
+
+    async def order(self, name: str, size_gib: int = 10, **more: Any) -> dict[str, Any]:
+        """Order a volume, which must be accepted; the operation."""
+        body = {"name": name, "size_gib": size_gib}
+        answer = await self.ask("POST", VOLUMES, json=body, **more)
+        assert answer.status_code == 202, answer.text
+        return answer.json()
+
+    async def made(self, name: str, size_gib: int = 10) -> str:
+        """A volume that is ready; its id."""
+        operation = await self.order(name, size_gib)
+        await self.carry_out(operation)
+        return operation["resource_id"]
+
+    async def carry_out(self, operation: dict[str, Any]) -> None:
+        """Run the steps of an operation's plan to its end."""
+        self.generation += 1
+        plan = SAGAS[operation["kind"]]
+        if plan.saga == "resize_volume":
+            volume = await self.volume(operation["resource_id"])
+            plan = plan.with_params("volumes.set_size@1", size_gib=str(volume.wanted_gib))
+        for index, step in enumerate(plan.steps):
+            report = await self.step(operation, step, index)
+            assert len(report.done) == 1, (step.name, report)
+
+    async def step(
+        self, operation: dict[str, Any], step: PlannedStep, index: int, *, undo: bool = False
+    ) -> StepReport:
+        """One step or its undo, and looks of the reconciler until it is no longer pending."""
+        name = step.undo if undo else step.name
+        call = StepCall(
+            operation_id=operation["id"],
+            ordering_service="volumes",
+            attempt=1,
+            generation=self.generation,
+            step=str(name),
+            index=index,
+            undoing=undo,
+            batch=f"{self.generation}.{index}.{undo}",
+            organization_id=RED.organization_id,
+            project_id=RED.id,
+            site_id=SITE,
+            resource_id=operation["resource_id"],
+            targets=(operation["resource_id"],),
+            params=step.params,
+            deadline_at=self.clock.now() + timedelta(minutes=5),
+        )
+        runner = StepRunner(self.database, KIT, self.clock)
+        for activity_attempt in range(1, 20):
+            report = await runner.run(self.steps[str(name)], call, activity_attempt)
+            if not report.pending:
+                return report
+            await self.reconciler.look()
+            self.clock.at += timedelta(seconds=20)
+        return report
+
+    async def volume(self, volume_id: str) -> Volume:
+        async with self.database.transaction("volumes") as session:
+            return await session.get_one(Volume, volume_id)
+
+    async def settle(self) -> None:
+        """Looks of the reconciler until nothing is behind, some time later each."""
+        for _ in range(6):
+            await self.reconciler.look()
+            self.clock.at += timedelta(seconds=20)
+
+    async def events(self, kind: str) -> list[dict[str, Any]]:
+        async with self.database.transaction("volumes") as session:
+            query = select(KIT.event.c.data).where(KIT.event.c.type == kind)
+            return list(await session.scalars(query.order_by(KIT.event.c.ordinal)))
+
+    async def usage(self, volume_id: str) -> list[tuple[int, datetime, datetime | None]]:
+        async with self.database.transaction("volumes") as session:
+            query = select(UsageInterval).where(UsageInterval.volume_id == volume_id)
+            rows = (await session.scalars(query.order_by(UsageInterval.id))).all()
+            return [(row.size_gib, row.usage_from, row.usage_to) for row in rows]
+
+    async def told(self, type_: str, resource_id: str, version: int, **data: Any) -> None:
+        """Fold an event of another service into the read models."""
+        entry = FeedEntry(
+            position=1,
+            source="test",
+            event_id=new_id("evt"),
+            type=type_,
+            organization_id=None,
+            project_id=None,
+            site_id=None,
+            resource_kind=type_.partition(".")[0],
+            resource_id=resource_id,
+            resource_version=version,
+            operation_id=None,
+            at=NOW,
+            data=data,
+        )
+        for projection in projections(self.clock):
+            if type_ in projection.types:
+                async with self.database.transaction("volumes") as session:
+                    await projection.apply(session, [entry])
+
+    async def cluster(self, cluster_id: str, version: int = 1, **data: Any) -> None:
+        facts = {"project_id": RED.id, "site_id": SITE, "name": cluster_id[4:], "state": "ready"}
+        await self.told("cluster.changed", cluster_id, version, id=cluster_id, **{**facts, **data})
+
+
+@asynccontextmanager
+async def volume_world(postgres_url: str, folder: Path) -> AsyncIterator[World]:
+    """A site with a storage, and a project that may have 100 GiB there."""
+    url = await migrated_database(postgres_url, "volumes")
+    database, clock, signals = Database(url, application="test"), ManualClock(NOW), Signals()
+    settings = VolumesSettings(scan_every_s=60, step_wait_s=0)
+    storage = Flaky(LocalVolumes(folder / "storage"))
+    tools = Tools(database, clock, settings, lambda _: storage, signals, "holder-a")
+    parts = activities.Parts(database, clock, settings, signals)
+    tenancy = Tenancy()
+    service = VolumeService(database, clock, tenancy, Rack())
+    app = application(tenancy, lambda principal: router(service, tenancy, principal))
+    steps = [*activities.steps(clock), *activities.site_steps(parts)]
+    world = World(
+        database,
+        clock,
+        storage,
+        VolumeReconciler(tools),
+        {step.name: step for step in steps},
+        {who.subject: client(app, who) for who in (MEMBER, OPERATOR, VIEWER, STRANGER)},
+    )
+    async with database.transaction("volumes") as session:
+        await session.execute(insert(KnownSite).values(site_id=SITE, name="demo", version=1))
+        await session.execute(
+            insert(QuotaLimit).values(project_id=RED.id, limit_gib=100, version=1)
+        )
+    yield world
+    for one in world.http.values():
+        await one.aclose()
+    await database.dispose()
+    drop_database(url)
+
+
+def data_of(world: World, volume_id: str) -> Path:
+    """The volume as a host of a cluster has it mounted."""
+    return Path(world.storage.inner.source(volume_id))
