@@ -1,10 +1,11 @@
 import stat
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from dflare.sim.config import ZERO_TIMES, SimConfig, load
-from dflare.site.document import ServerVendor
+from dflare.site.document import GpuVendor, ServerVendor
 from dflare.site.layout import NODES_AT_MOST, LayoutOptions
 from dflare.site.load import check_document, load_site, parse_site
 from dflare.site.simulator_file import simulator_config
@@ -120,3 +121,37 @@ def test_a_site_that_cannot_be_simulated_is_refused_with_the_reason(site_text: s
     demo = synthetic_site(1)
     with pytest.raises(ValueError, match="serves this kind of device at port 9"):
         simulator_config(demo, SimPorts(bmc=9))
+
+
+def test_makers_share_the_nodes_and_vendors_take_them_in_turn() -> None:
+    vendors = (ServerVendor.DELL, ServerVendor.SUPERMICRO, ServerVendor.HPE)
+    site = synthetic_site(9, options=LayoutOptions(vendors=vendors), makers=tuple(GpuVendor))
+    check_document(site)
+    assert Counter(node.type for node in site.nodes) == {
+        "h100-8": 3,
+        "mi300x-8": 3,
+        "gaudi3-8": 3,
+    }
+    for kind in site.types_by_name:
+        of_kind = [node for node in site.nodes if node.type == kind]
+        assert {site.vendor_of(node) for node in of_kind} == set(vendors)
+        assert len({node.rack for node in of_kind}) == 1
+    config = SimConfig.model_validate(simulator_config(site, SimPorts()))
+    models = {(str(node.personality), node.gpus[0].vendor): node.model for node in config.nodes}
+    assert models["hpe", "amd"] == "ProLiant Compute XD685"
+    assert models["dell", "intel"] == "PowerEdge XE9680"
+    assert len(models) == 9
+
+
+def test_a_default_site_may_mix_vendors_and_makers(tmp_path: Path) -> None:
+    vendors, makers = (ServerVendor.SUPERMICRO, ServerVendor.HPE), (GpuVendor.AMD,)
+    write_default_site(tmp_path, nodes=4, vendors=vendors, makers=makers)
+    site, config = load_site(tmp_path / "site.yaml"), load(tmp_path / "sim.yaml")
+    assert {kind.name for kind in site.node_types} == {"mi300x-8"}
+    assert [str(node.personality) for node in config.nodes] == ["supermicro", "hpe"] * 2
+    assert {gpu.vendor for node in config.nodes for gpu in node.gpus} == {"amd"}
+
+
+def test_a_site_without_a_maker_is_refused() -> None:
+    with pytest.raises(ValueError, match="makers is empty"):
+        synthetic_site(1, makers=())
