@@ -14,7 +14,7 @@ from dflare.kit.plan import StepCall
 from dflare.kit.steps import DONE, Outcome, Step
 from dflare.services.auth.contract import Scope
 from dflare.services.volumes import repository
-from dflare.services.volumes.contract import VolumeState
+from dflare.services.volumes.contract import AccessMode, VolumeState
 from dflare.services.volumes.domain import check_transition, enter, volume_event
 from dflare.services.volumes.settings import VolumesSettings
 from dflare.services.volumes.signals import Signals
@@ -60,13 +60,16 @@ class SetState:
     ) -> None:
         """Change the state and emit ``volume.changed``; repeating changes nothing. A volume that
         is ``used`` from now on begins an interval of its size."""
-        if any(outcome.state == "failed" for outcome in outcomes.values()):
+        if any(outcome.state != "done" for outcome in outcomes.values()):
             return
         volume = await repository.lock_volume(session, _SCOPE, call.resource_id)
         old, now = VolumeState(volume.state), self.clock.now()
         if old is self.state or (call.undoing and old in _BEYOND):
             return
         failed = self.state is VolumeState.FAILED
+        if failed and old is VolumeState.READY:
+            # It became ready, but nobody heard of it in time: its tenant never had it.
+            await repository.end_usage(session, volume, volume.created_at)
         enter(volume, self.state, now, f"operation {call.operation_id} was undone" * failed)
         if self.used:
             volume.size_gib = volume.wanted_gib
@@ -188,6 +191,8 @@ class Remove(_SiteStep):
     async def change(self, session: AsyncSession, volume: Volume, call: StepCall) -> None:
         """Gone is gone for everybody."""
         volume.present = False
+        for row in await repository.access_of(session, [volume.id], lock=True):
+            row.mode = AccessMode.NONE
 
 
 class SetSize(_SiteStep):

@@ -13,7 +13,8 @@ from dflare.services.volumes.tables import Access, UsageInterval, Volume
 _ALLOWED: Mapping[VolumeState, frozenset[VolumeState]] = {
     VolumeState.PENDING: frozenset({VolumeState.CREATING, VolumeState.FAILED}),
     VolumeState.CREATING: frozenset({VolumeState.READY, VolumeState.FAILED}),
-    VolumeState.READY: frozenset({VolumeState.RESIZING, VolumeState.DELETING}),
+    # Failed comes after ready only by the undo of an order whose last step was not heard of.
+    VolumeState.READY: frozenset({VolumeState.RESIZING, VolumeState.DELETING, VolumeState.FAILED}),
     VolumeState.RESIZING: frozenset({VolumeState.READY}),
     VolumeState.FAILED: frozenset({VolumeState.CREATING, VolumeState.DELETING}),
     VolumeState.DELETING: frozenset({VolumeState.DELETED}),
