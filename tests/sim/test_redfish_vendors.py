@@ -16,31 +16,35 @@ from redfish.rest.v1 import HttpClient
 from agent_platform import AgentPlatform
 from simulator import BMC_PASSWORD, BMC_USER, SimHandle, data_center, simulator
 
-HOSTS = {"supermicro": "n0", "hpe": "n1"}
+HOSTS = {"supermicro": "n0", "hpe": "n1", "lenovo": "n2"}
 NEW_VENDORS = sorted(HOSTS)
 SYSTEM = "/redfish/v1/Systems/1"
 RESET = f"{SYSTEM}/Actions/ComputerSystem.Reset"
-BIOS = {"supermicro": f"{SYSTEM}/Bios", "hpe": f"{SYSTEM}/bios"}
+BIOS = {"supermicro": f"{SYSTEM}/Bios", "hpe": f"{SYSTEM}/bios", "lenovo": f"{SYSTEM}/Bios"}
 CD = {
     "supermicro": "/redfish/v1/Managers/1/VirtualMedia/VirtualMedia1",
     "hpe": "/redfish/v1/Managers/1/VirtualMedia/2",
+    "lenovo": "/redfish/v1/Managers/1/VirtualMedia/EXT1",
 }
 ATTRIBUTE = {
     "supermicro": ("CPUC6Report_0094", "Auto", "Disable"),
     "hpe": ("ProcSMT", "Enabled", "Disabled"),
+    "lenovo": ("Processors_HyperThreading", "Enable", "Disable"),
 }
-MANUFACTURER = {"supermicro": "Supermicro", "hpe": "HPE"}
+MANUFACTURER = {"supermicro": "Supermicro", "hpe": "HPE", "lenovo": "Lenovo"}
 
 
 @pytest.fixture(scope="module")
 async def sim(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[SimHandle]:
-    """A host of each vendor; the second one has AMD's GPUs."""
-    document = data_center(2, network="127.79")
+    """A host of each vendor; the second one has AMD's GPUs, the third one Intel's."""
+    document = data_center(3, network="127.79")
     for vendor, name in HOSTS.items():
         node = next(node for node in document["nodes"] if node["name"] == name)
         node["personality"] = vendor
     gpu = {"vendor": "amd", "model": "AMD Instinct MI300X", "memory_gib": 192}
     document["nodes"][1]["gpus"] = [gpu] * 8
+    gaudi = {"vendor": "intel", "model": "Intel Gaudi 3", "memory_gib": 128}
+    document["nodes"][2]["gpus"] = [gaudi] * 8
     async with simulator(tmp_path_factory.mktemp("vendors"), document) as handle:
         yield handle
 
@@ -58,7 +62,10 @@ async def host(sim: SimHandle, vendor: str) -> AsyncIterator[str]:
     yield name
     async with sim.bmc(name) as bmc:
         if (await sim.truth(name))["virtual_media"]:
-            await bmc.post(f"{CD[vendor]}/Actions/VirtualMedia.EjectMedia", json={})
+            if vendor == "lenovo":
+                await bmc.patch(CD[vendor], json={"Inserted": False})
+            else:
+                await bmc.post(f"{CD[vendor]}/Actions/VirtualMedia.EjectMedia", json={})
         document = (await bmc.get(BIOS[vendor])).json()
         await bmc.post(document["Actions"]["#Bios.ResetBios"]["target"], json={})
         if (await sim.truth(name))["power"] == "Off":
@@ -216,7 +223,11 @@ async def test_redfish_utilities_drives_each_vendors_server(
 
 
 async def test_gpus_are_pcie_devices_by_their_makers_numbers(sim: SimHandle, vendor: str) -> None:
-    wanted = {"supermicro": ("0x10de", "0x030200"), "hpe": ("0x1002", "0x120000")}[vendor]
+    wanted = {
+        "supermicro": ("0x10de", "0x030200"),
+        "hpe": ("0x1002", "0x120000"),
+        "lenovo": ("0x1da3", "0x120000"),
+    }[vendor]
     devices = "/redfish/v1/Chassis/1/PCIeDevices"
     shown: list[tuple[str, str]] = []
     async with sim.bmc(HOSTS[vendor]) as bmc:
@@ -329,3 +340,25 @@ async def test_ilo_sends_its_attribute_registry_compressed_or_not_at_all(sim: Si
         assert "WorkloadProfile" in names
         refused = await bmc.get(uri, headers={"Accept-Encoding": "identity"})
         assert refused.status_code == 406
+
+
+async def test_xcc_inserts_and_ejects_by_a_change_of_the_drive(sim: SimHandle) -> None:
+    name, drive = HOSTS["lenovo"], CD["lenovo"]
+    url = "http://127.0.0.1:9/agent.iso"
+    async with sim.bmc(name) as bmc:
+        assert "Actions" not in (await bmc.get(drive)).json()
+        action = await bmc.post(f"{drive}/Actions/VirtualMedia.InsertMedia", json={"Image": url})
+        assert action.status_code == 404
+        assert (await bmc.patch(drive, json={"Image": url})).status_code == 400
+        taken = await bmc.patch(drive, json={"Image": url, "Inserted": True})
+        assert taken.status_code == 204
+        assert (await sim.truth(name))["virtual_media"] == {"EXT1": url}
+        assert (await bmc.patch(drive, json={"Inserted": False})).status_code == 204
+    assert (await sim.truth(name))["virtual_media"] == {}
+
+
+async def test_xcc_locks_c_states_under_a_preset_mode(sim: SimHandle) -> None:
+    pending = f"{BIOS['lenovo']}/Pending"
+    async with sim.bmc(HOSTS["lenovo"]) as bmc:
+        locked = await bmc.patch(pending, json={"Attributes": {"Processors_CStates": "Disable"}})
+        assert (locked.status_code, first_id(locked)) == (400, "Base.1.18.PropertyNotWritable")

@@ -16,9 +16,16 @@ from dflare.sim.redfish import bios, chassis, manager, pcie, service, storage, s
 from dflare.sim.redfish.bmc import Answer, Bmc, Document, etag_of
 from dflare.sim.redfish.messages import RedfishError
 from dflare.sim.redfish.personality import personality_of
-from dflare.sim.redfish.routing import Route, Router, Writer, call_get, not_allowed
+from dflare.sim.redfish.routing import (
+    Route,
+    Router,
+    RouteTable,
+    Writer,
+    call_get,
+    not_allowed,
+)
 from dflare.sim.redfish.schemas import ROOT, metadata_document
-from dflare.sim.redfish.vendor import ErrorStyle
+from dflare.sim.redfish.vendor import ErrorStyle, Vendor
 from dflare.sim.server import drop_connection
 from dflare.sim.world import World
 
@@ -49,7 +56,7 @@ class RedfishApp:
             vendor = personality_of(host.node.personality)
             router = routers.get(vendor.manufacturer)
             if router is None:
-                router = routers[vendor.manufacturer] = Router(_TABLES, vendor)
+                router = routers[vendor.manufacturer] = Router(_tables(vendor), vendor)
             self._bmcs[address] = (Bmc(host, vendor, config.bmc_credentials), router)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,7 +74,8 @@ class RedfishApp:
             if faults.hit("bmc_error_500", host.name) is not None:
                 raise RedfishError(500, "InternalError")
             if method in ("GET", "HEAD"):
-                await _send_document(send, bmc, _read(bmc, router, scope, headers), method, headers)
+                document, allow = _read(bmc, router, scope, headers)
+                await _send_document(send, bmc, document, allow, method, headers)
                 return
             body = await _body(receive)
             answer = _write(bmc, router, scope, headers, body)
@@ -78,17 +86,24 @@ class RedfishApp:
         await _send(send, answer.status, content, answer.headers, with_body=method != "HEAD")
 
 
-def _read(bmc: Bmc, router: Router, scope: Scope, headers: Headers) -> Document | bytes:
+def _tables(vendor: Vendor) -> list[RouteTable]:
+    if vendor.media.by_patch:
+        return [manager.changes, *_TABLES]
+    return [*_TABLES, manager.actions]
+
+
+def _read(bmc: Bmc, router: Router, scope: Scope, headers: Headers) -> tuple[Document | bytes, str]:
+    """The document of a path, and the methods that the path takes."""
     path = _normal(scope["path"])
     if path == _METADATA:
-        return metadata_document()
+        return metadata_document(), "GET, HEAD"
     route, parts = router.find(path)
     if not route.open:
         _check_login(bmc, headers)
     document = call_get(route, bmc, parts)
     if scope["query_string"]:
-        return _expanded(bmc, router, document, scope["query_string"].decode("latin-1"))
-    return document
+        document = _expanded(bmc, router, document, scope["query_string"].decode("latin-1"))
+    return document, route.allow()
 
 
 def _write(bmc: Bmc, router: Router, scope: Scope, headers: Headers, body: Document) -> Answer:
@@ -209,7 +224,12 @@ def _normal(path: str) -> str:
 
 
 async def _send_document(
-    send: Send, bmc: Bmc, document: Document | bytes, method: str, headers: Headers
+    send: Send,
+    bmc: Bmc,
+    document: Document | bytes,
+    allow: str,
+    method: str,
+    headers: Headers,
 ) -> None:
     if isinstance(document, bytes):
         kind = {"Content-Type": "application/xml;charset=utf-8"}
@@ -217,7 +237,7 @@ async def _send_document(
         return
     etag = f"W/{etag_of(document)}" if bmc.vendor.weak_etags else etag_of(document)
     schema = str(document.get("@odata.type", "")).removeprefix("#")
-    fields = {"ETag": etag, "Cache-Control": "no-cache"}
+    fields = {"ETag": etag, "Cache-Control": "no-cache", "Allow": allow}
     if schema:
         name = schema.rsplit(".", 1)[0]
         target = f"http://redfish.dmtf.org/schemas/v1/{name}.json"

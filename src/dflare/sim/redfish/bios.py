@@ -75,7 +75,7 @@ def reset_bios(bmc: Bmc, _body: Document) -> Answer:
 @table.get("<registry>", "AttributeRegistry")
 def registry(bmc: Bmc) -> Document:
     """The attribute registry: names, types and allowed values."""
-    version = bmc.vendor.registry_id.split(".v", 1)[1].replace("_", ".")
+    version = bmc.vendor.registry_id.split(".", 1)[1].removeprefix("v").replace("_", ".")
     return {
         "@odata.id": bmc.vendor.registry_path,
         "@odata.type": odata_type("AttributeRegistry"),

@@ -20,6 +20,10 @@ from dflare.sim.redfish.schemas import ROOT
 from dflare.sim.redfish.vendor import MediaSlot
 
 table = RouteTable()
+actions = RouteTable()
+"""The drives' actions, for vendors that have them."""
+changes = RouteTable()
+"""The drives as they can be changed, for vendors that have no actions; goes before ``table``."""
 
 _MANAGER = f"{ROOT}/Managers/<manager>"
 _SYSTEM = f"{ROOT}/Systems/<system>"
@@ -122,39 +126,53 @@ def media_of_system(bmc: Bmc) -> Document:
 
 
 @table.get(f"{_MANAGER}/VirtualMedia/{{slot}}", "VirtualMedia")
+@changes.get(f"{_MANAGER}/VirtualMedia/{{slot}}", "VirtualMedia")
 def manager_slot(bmc: Bmc, slot_id: str) -> Document:
     """One virtual drive."""
     return _document(bmc, _slot(bmc, slot_id, of_system=False), of_system=False)
 
 
 @table.get(f"{_SYSTEM}/VirtualMedia/{{slot}}", "VirtualMedia")
+@changes.get(f"{_SYSTEM}/VirtualMedia/{{slot}}", "VirtualMedia")
 def system_slot(bmc: Bmc, slot_id: str) -> Document:
     """One virtual drive."""
     return _document(bmc, _slot(bmc, slot_id, of_system=True), of_system=True)
 
 
-@table.post(f"{_MANAGER}/VirtualMedia/{{slot}}/Actions/{_INSERT}", "VirtualMedia")
+@actions.post(f"{_MANAGER}/VirtualMedia/{{slot}}/Actions/{_INSERT}", "VirtualMedia")
 def insert_at_manager(bmc: Bmc, slot_id: str, body: Document) -> Answer:
     """Insert an image."""
     return _insert(bmc, _slot(bmc, slot_id, of_system=False), body)
 
 
-@table.post(f"{_SYSTEM}/VirtualMedia/{{slot}}/Actions/{_INSERT}", "VirtualMedia")
+@actions.post(f"{_SYSTEM}/VirtualMedia/{{slot}}/Actions/{_INSERT}", "VirtualMedia")
 def insert_at_system(bmc: Bmc, slot_id: str, body: Document) -> Answer:
     """Insert an image."""
     return _insert(bmc, _slot(bmc, slot_id, of_system=True), body)
 
 
-@table.post(f"{_MANAGER}/VirtualMedia/{{slot}}/Actions/{_EJECT}", "VirtualMedia")
+@actions.post(f"{_MANAGER}/VirtualMedia/{{slot}}/Actions/{_EJECT}", "VirtualMedia")
 def eject_at_manager(bmc: Bmc, slot_id: str, _body: Document) -> Answer:
     """Eject what is in the drive."""
     return _eject(bmc, _slot(bmc, slot_id, of_system=False))
 
 
-@table.post(f"{_SYSTEM}/VirtualMedia/{{slot}}/Actions/{_EJECT}", "VirtualMedia")
+@actions.post(f"{_SYSTEM}/VirtualMedia/{{slot}}/Actions/{_EJECT}", "VirtualMedia")
 def eject_at_system(bmc: Bmc, slot_id: str, _body: Document) -> Answer:
     """Eject what is in the drive."""
     return _eject(bmc, _slot(bmc, slot_id, of_system=True))
+
+
+@changes.patch(f"{_MANAGER}/VirtualMedia/{{slot}}", "VirtualMedia")
+def change_at_manager(bmc: Bmc, slot_id: str, body: Document) -> Answer:
+    """Insert or eject, where a change of the drive does that."""
+    return _change(bmc, _slot(bmc, slot_id, of_system=False), body)
+
+
+@changes.patch(f"{_SYSTEM}/VirtualMedia/{{slot}}", "VirtualMedia")
+def change_at_system(bmc: Bmc, slot_id: str, body: Document) -> Answer:
+    """Insert or eject, where a change of the drive does that."""
+    return _change(bmc, _slot(bmc, slot_id, of_system=True), body)
 
 
 def _slot(bmc: Bmc, slot_id: str, *, of_system: bool) -> MediaSlot:
@@ -185,11 +203,26 @@ def _document(bmc: Bmc, slot: MediaSlot, *, of_system: bool) -> Document:
         ConnectedVia="URI" if media.inserted else "NotConnected",
         TransferMethod="Stream",
         TransferProtocolType=media.image.split(":", 1)[0].upper() if media.image else None,
-        Actions={
+        **_actions(bmc, path),
+    )
+
+
+def _change(bmc: Bmc, slot: MediaSlot, body: Document) -> Answer:
+    if body.get("Inserted") is False or ("Image" in body and body["Image"] is None):
+        return _eject(bmc, slot)
+    return _insert(bmc, slot, body)
+
+
+def _actions(bmc: Bmc, path: str) -> Document:
+    """The drive's two actions, where it has them."""
+    if bmc.vendor.media.by_patch:
+        return {}
+    return {
+        "Actions": {
             f"#{_INSERT}": {"target": f"{path}/Actions/{_INSERT}"},
             f"#{_EJECT}": {"target": f"{path}/Actions/{_EJECT}"},
-        },
-    )
+        }
+    }
 
 
 def _insert(bmc: Bmc, slot: MediaSlot, body: Document) -> Answer:

@@ -3,6 +3,7 @@
 from dflare.sim.config import Personality
 from dflare.sim.redfish.dell import DELL
 from dflare.sim.redfish.hpe import HPE
+from dflare.sim.redfish.lenovo import LENOVO
 from dflare.sim.redfish.supermicro import SUPERMICRO
 from dflare.sim.redfish.vendor import Vendor
 
@@ -10,6 +11,7 @@ _TABLES: dict[Personality, Vendor] = {
     Personality.DELL: DELL,
     Personality.HPE: HPE,
     Personality.SUPERMICRO: SUPERMICRO,
+    Personality.LENOVO: LENOVO,
 }
 
 

@@ -106,7 +106,7 @@ class MediaRules:
     ``boot_source`` is the override target that boots the virtual CD; ``Cd`` means a drive that is
     not there where it is another one. ``insert_takes`` are the parameters of InsertMedia,
     ``insert_needs`` those that must be there. ``refuses_empty_eject``: a 400 where nothing is in
-    the drive.
+    the drive. ``by_patch``: a PATCH of the drive in place of both actions.
     """
 
     slots: tuple[MediaSlot, ...]
@@ -115,6 +115,7 @@ class MediaRules:
     insert_takes: frozenset[str]
     insert_needs: tuple[str, ...]
     refuses_empty_eject: bool
+    by_patch: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,10 +60,8 @@ _SUPERMICRO: _Names = {
 }
 _LENOVO: _Names = {
     BiosSetting.PERFORMANCE: (("OperatingModes_ChooseOperatingMode", ("MaximumPerformance",)),),
-    BiosSetting.C_STATES_OFF: (
-        ("Processors_CStates", _OFF),
-        ("Processors_C1EnhancedMode", _OFF),
-    ),
+    # The preset turns C-states off and locks their attributes.
+    BiosSetting.C_STATES_OFF: (("OperatingModes_ChooseOperatingMode", ("MaximumPerformance",)),),
     BiosSetting.NUMA_PER_SOCKET: (("Processors_SNC", _OFF),),
     BiosSetting.ASPM_OFF: (("Power_ASPM", _OFF),),
     BiosSetting.IOMMU_ON: (("DevicesandIOPorts_IntelVTforDirectedIOVTd", _ON),),
