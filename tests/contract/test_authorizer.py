@@ -40,6 +40,7 @@ EVERY_ACTION = {
     "usage_audit": "list read run",
     "user": "create delete list read set_password update",
     "user_data": "create delete list read update",
+    "volume": "create delete list read update",
 }
 
 VIEWED = {
@@ -56,6 +57,7 @@ VIEWED = {
         "quota",
         "ssh_key",
         "usage",
+        "volume",
     ]
     for verb in ("list", "read")
 }
@@ -64,6 +66,7 @@ WORKED = {
     *(f"cluster:{verb}" for verb in ("create", "update", "delete")),
     *(f"ssh_key:{verb}" for verb in ("create", "update", "delete")),
     *(f"user_data:{verb}" for verb in ("list", "read", "create", "update", "delete")),
+    *(f"volume:{verb}" for verb in ("create", "update", "delete")),
     *(f"node:{verb}" for verb in ("reboot", "rescue", "reimage")),
     "operation:cancel",
     "operation:retry",
