@@ -171,6 +171,25 @@ async def test_an_undone_order_leaves_nothing_in_the_storage(world: World) -> No
     assert not seen[operation["resource_id"]].present
 
 
+async def test_an_order_that_became_ready_unheard_of_is_undone_without_a_bill(world: World) -> None:
+    volume_id = await world.made("data")
+    await world.cluster("clu_a")
+    await world.ask("PUT", f"{VOLUMES}/data/access/a", json={"mode": "rw"})
+    volume = await world.volume(volume_id)
+    operation = {"id": volume.operation_id, "resource_id": volume_id}
+    plan = SAGAS["create_volume"]
+
+    for index in (1, 0):
+        report = await world.step(operation, plan.steps[index], index, undo=True)
+        assert report.done
+
+    assert (await world.volume(volume_id)).state == "failed"
+    ((_, began, ended),) = await world.usage(volume_id)
+    assert began == ended
+    assert not (await world.storage.observe([volume_id]))[volume_id].present
+    assert (await world.ask("GET", f"{VOLUMES}/data")).json()["access"] == []
+
+
 # --- refusals --------------------------------------------------------------------------------
 
 
