@@ -24,15 +24,18 @@ CRATE, CRATE_VERSION = "nv-redfish-schema", "0.10.1"
 CDS = {
     "dell": "/redfish/v1/Managers/iDRAC.Embedded.1/VirtualMedia/CD",
     "hpe": "/redfish/v1/Managers/1/VirtualMedia/2",
+    "lenovo": "/redfish/v1/Managers/1/VirtualMedia/EXT1",
     "supermicro": "/redfish/v1/Managers/1/VirtualMedia/VirtualMedia1",
 }
 ATTRIBUTES = {
     "dell": ("ProcC1E", "Disabled", "Enabled"),
     "hpe": ("ProcSMT", "Disabled", "Enabled"),
+    "lenovo": ("Processors_HyperThreading", "Disable", "Enable"),
     "supermicro": ("CPUC6Report_0094", "Disable", "Auto"),
 }
 GPUS = {
     "dell": {"vendor": "nvidia", "model": "NVIDIA H100 80GB HBM3", "memory_gib": 80},
+    "lenovo": {"vendor": "intel", "model": "Intel Gaudi 3", "memory_gib": 128},
     "hpe": {"vendor": "amd", "model": "AMD Instinct MI300X", "memory_gib": 192},
     "supermicro": {"vendor": "intel", "model": "Intel Gaudi 3", "memory_gib": 128},
 }
@@ -96,8 +99,11 @@ async def make_a_busy_bmc(sim: SimHandle, vendor: str) -> None:
         system = (await bmc.get(root["Members"][0]["@odata.id"])).json()
         bios = (await bmc.get(system["Bios"]["@odata.id"])).json()
         image = {"Image": f"{sim.control_url}/nothing.iso"}
-        insert = f"{CDS[vendor]}/Actions/VirtualMedia.InsertMedia"
-        (await bmc.post(insert, json=image)).raise_for_status()
+        if "Actions" in (await bmc.get(CDS[vendor])).json():
+            insert = f"{CDS[vendor]}/Actions/VirtualMedia.InsertMedia"
+            (await bmc.post(insert, json=image)).raise_for_status()
+        else:
+            (await bmc.patch(CDS[vendor], json={**image, "Inserted": True})).raise_for_status()
         settings = bios["@Redfish.Settings"]["SettingsObject"]["@odata.id"]
         (await bmc.patch(settings, json={"Attributes": {name: first}})).raise_for_status()
         reset = system["Actions"]["#ComputerSystem.Reset"]["target"]
