@@ -1,5 +1,8 @@
 """What a cluster's daemons are told, and what is refused before anything starts."""
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +79,24 @@ def test_two_hosts_of_one_name_are_refused() -> None:
 def test_a_folder_without_the_packages_is_refused_with_what_it_lacks(tmp_path: Path) -> None:
     with pytest.raises(PackagesMissingError, match=r"usr/sbin/munged.*usr/sbin/slurmd.*auth_jwt"):
         Programs.find(tmp_path)
+
+
+def test_where_no_namespaces_can_be_had_the_reason_and_the_remedy_are_said(tmp_path: Path) -> None:
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        pytest.skip("no unshare to make a place without namespaces")
+    for name in ("control", "etc", "inside", "home", "root"):
+        (tmp_path / name).mkdir()
+    forbid = 'echo 0 > /proc/sys/user/max_user_namespaces || exit 77; exec "$@"'
+    init = [sys.executable, "-m", "dflare.sim.slurm.init", str(tmp_path), str(tmp_path)]
+    done = subprocess.run(
+        [unshare, "--user", "--map-root-user", "sh", "-c", forbid, "sh", *init],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    if done.returncode == 77 or "unshare failed" in done.stderr:
+        pytest.skip("this machine does not let a test forbid namespaces to itself")
+    assert done.returncode == 1
+    assert "gives this user no namespaces" in done.stdout
+    assert "user.max_user_namespaces" in done.stdout
