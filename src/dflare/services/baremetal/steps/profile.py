@@ -18,7 +18,8 @@ _GPU = frozenset(
 )
 GPU_PROFILES = {
     "nvidia": _GPU,
-    # The guides for Instinct and for Gaudi ask for large BARs, that for Instinct for SR-IOV too.
+    # AMD's guide for the MI100 asks for large BARs and SR-IOV. That the MI300X wants the same, and
+    # Gaudi large BARs, is our judgement: no guide for them was found.
     "amd": _GPU | {BiosSetting.ABOVE_4G_ON, BiosSetting.SRIOV_ON},
     "intel": _GPU | {BiosSetting.ABOVE_4G_ON},
 }
