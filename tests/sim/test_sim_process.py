@@ -74,10 +74,10 @@ async def test_a_vendor_without_a_table_ends_the_process_with_2_and_names_those_
     tmp_path: Path,
 ) -> None:
     document = data_center(1)
-    document["nodes"][0]["personality"] = "hpe"
+    document["nodes"][0]["personality"] = "nvidia"
     code, output = await run_sim(tmp_path, json.dumps(document))
     assert code == 2
-    assert "no personality 'hpe' yet; it has: dell" in output
+    assert "no personality 'nvidia' yet; it has: dell" in output
     assert "Traceback" not in output
 
 

@@ -67,6 +67,8 @@ class PlatformSettings(Settings):
         "DFLARE_NETWORK_",
         "DFLARE_ORCHESTRATOR_",
         "DFLARE_RELAY_",
+        # The local starter's, which its processes inherit.
+        "DFLARE_SLURM_",
         "DFLARE_TEST_",
         "DFLARE_VOLUMES_",
     )
