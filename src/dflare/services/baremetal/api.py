@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dflare.kit.errors import InvalidError
 from dflare.kit.etag import etag_of
-from dflare.kit.idempotency import RequestKey, request_key
+from dflare.kit.orders import IfMatch, accepted, request_key_of
 from dflare.kit.pagination import Cursor, Limit, Page, decode_cursor, next_cursor
 from dflare.services.auth.contract import Authorizer, Principal
 from dflare.services.baremetal.repository import NodeFilter
@@ -21,9 +21,6 @@ from dflare.services.baremetal.service_site import Applied, SiteService, SiteVie
 IdempotencyKey = Annotated[
     str | None,
     Header(alias="Idempotency-Key", max_length=255, description="The same key: the same order"),
-]
-IfMatch = Annotated[
-    str | None, Header(description="The ETag that was read: refused where it is another by now")
 ]
 Authenticate = Callable[..., Awaitable[Principal]]
 
@@ -193,7 +190,7 @@ def _site_routes(routes: APIRouter, sites: SiteService, principal: Authenticate)
         if dry_run:
             status, applied = 200, await sites.preview(caller, document, if_match)
         else:
-            made = await _request_key(request, caller, key)
+            made = await request_key_of(request, caller.subject, key)
             status, applied = await sites.apply(caller, document, made, if_match)
         answer = _applied(applied, dry_run=dry_run)
         headers = (
@@ -314,9 +311,9 @@ def _node_orders(routes: APIRouter, nodes: BaremetalService, principal: Authenti
             node: str,
             key: IdempotencyKey = None,
         ) -> JSONResponse:
-            made = await _request_key(request, caller, key)
+            made = await request_key_of(request, caller.subject, key)
             status, document = await nodes.order(caller, node, verb, made)
-            return _answered(status, document, document)
+            return accepted(status, document)
 
         order_node.__doc__ = text
         order_node.__name__ = f"{verb.replace('-', '_')}_node"
@@ -328,20 +325,6 @@ def _node_orders(routes: APIRouter, nodes: BaremetalService, principal: Authenti
     add("reimage", "Write the disks anew with the cluster's image and start it.")
     add("enrol", "Read a node's inventory again and compare it with what is declared.")
     add("release-quarantine", "Clean a node in quarantine and give it back to the pool.")
-
-
-def _answered(
-    status: int, document: dict[str, Any], operation: dict[str, Any] | None
-) -> JSONResponse:
-    order = operation if status == 202 else None
-    return JSONResponse(
-        document, status, {"Location": f"/v1/operations/{order['id']}"} if order else {}
-    )
-
-
-async def _request_key(request: Request, caller: Principal, key: str | None) -> RequestKey:
-    route = f"{request.method} {request.url.path}"
-    return request_key(caller.subject, route, key, await request.body())
 
 
 def _site(view: SiteView) -> SiteAnswer:

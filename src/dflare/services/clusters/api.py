@@ -2,15 +2,15 @@
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from dflare.kit.errors import InvalidError
 from dflare.kit.etag import etag_of
-from dflare.kit.idempotency import RequestKey, request_key
+from dflare.kit.orders import IdempotencyKey, IfMatch, Name, Reference, accepted, request_key_of
 from dflare.kit.pagination import Cursor, Limit, Page, decode_cursor, next_cursor
 from dflare.services.auth.contract import Authorizer, Principal, ProjectRef
 from dflare.services.clusters.service import ClusterService, ClusterView
@@ -18,22 +18,6 @@ from dflare.services.clusters.service_admission import SITE_DEFAULT_IMAGE, Clust
 from dflare.services.clusters.service_keys import KeyService
 from dflare.services.clusters.tables import SshKey, UserData
 from dflare.services.orchestrator.contract import PoolWish
-
-Name = Annotated[
-    str,
-    Field(
-        pattern=r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$",
-        description="Lower-case letters, digits and dashes; at most 63 (RFC 1035 label)",
-    ),
-]
-Reference = Annotated[
-    str,
-    Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$", description="Name or id"),
-]
-IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", max_length=200)]
-IfMatch = Annotated[
-    str | None, Header(description="The ETag that was read: refused where it is another by now")
-]
 
 
 class _Body(BaseModel):
@@ -197,11 +181,6 @@ def _order(body: ClusterBody) -> ClusterOrder:
     )
 
 
-async def _request_key(request: Request, caller: Principal, key: str | None) -> RequestKey:
-    route = f"{request.method} {request.url.path}"
-    return request_key(caller.subject, route, key, await request.body())
-
-
 def router(
     clusters: ClusterService,
     keys: KeyService,
@@ -239,9 +218,9 @@ def router(
             )
             return JSONResponse(answer.model_dump(mode="json"), 200)
         status, document = await clusters.create(
-            caller, project, _order(body), await _request_key(request, caller, key)
+            caller, project, _order(body), await request_key_of(request, caller.subject, key)
         )
-        return _accepted(status, document)
+        return accepted(status, document)
 
     @routes.get("/clusters")
     async def list_all_clusters(
@@ -303,19 +282,13 @@ def router(
     ) -> JSONResponse:
         """Release a cluster; usage ends with this request."""
         status, document = await clusters.delete(
-            caller, project, cluster, await _request_key(request, caller, key), if_match
+            caller, project, cluster, await request_key_of(request, caller.subject, key), if_match
         )
-        return _accepted(status, document)
+        return accepted(status, document)
 
     _ssh_key_routes(routes, keys, principal, project_of)
     _user_data_routes(routes, keys, principal, project_of)
     return routes
-
-
-def _accepted(status: int, document: dict[str, Any]) -> JSONResponse:
-    return JSONResponse(
-        document, status, {"Location": f"/v1/operations/{document['id']}"} if status == 202 else {}
-    )
 
 
 def _ssh_key_routes(

@@ -2,14 +2,14 @@
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from dflare.kit.etag import etag_of
-from dflare.kit.idempotency import RequestKey, request_key
+from dflare.kit.orders import IdempotencyKey, IfMatch, Name, Reference, accepted, request_key_of
 from dflare.kit.pagination import Cursor, Limit, Page, decode_cursor, next_cursor
 from dflare.services.auth.contract import Authorizer, Principal, ProjectRef
 from dflare.services.volumes.contract import AccessMode
@@ -20,22 +20,7 @@ from dflare.services.volumes.service_access import AccessService
 MAX_SIZE_GIB = 1_048_576
 """One pebibyte."""
 
-Name = Annotated[
-    str,
-    Field(
-        pattern=r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$",
-        description="Lower-case letters, digits and dashes; at most 63 (RFC 1035 label)",
-    ),
-]
-Reference = Annotated[
-    str,
-    Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$", description="Name or id"),
-]
 SizeGib = Annotated[int, Field(ge=1, le=MAX_SIZE_GIB, description="Size in GiB")]
-IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", max_length=200)]
-IfMatch = Annotated[
-    str | None, Header(description="The ETag that was read: refused where it is another by now")
-]
 
 
 class _Body(BaseModel):
@@ -127,15 +112,6 @@ def volume_answer(view: VolumeView) -> VolumeAnswer:
     )
 
 
-async def _request_key(request: Request, caller: Principal, key: str | None) -> RequestKey:
-    route = f"{request.method} {request.url.path}"
-    return request_key(caller.subject, route, key, await request.body())
-
-
-def _accepted(status: int, document: dict[str, Any]) -> JSONResponse:
-    return JSONResponse(document, status, {"Location": f"/v1/operations/{document['id']}"})
-
-
 def router(
     volumes: VolumeService,
     authorizer: Authorizer,
@@ -214,9 +190,9 @@ def _ordering_routes(
         """Order a volume; answers with the operation to follow."""
         order = VolumeOrder(body.name, body.size_gib, body.site)
         given = await volumes.create(
-            caller, project, order, await _request_key(request, caller, key)
+            caller, project, order, await request_key_of(request, caller.subject, key)
         )
-        return _accepted(*given)
+        return accepted(*given)
 
     @routes.patch("/projects/{project}/volumes/{volume}", status_code=202)
     async def resize_volume(
@@ -235,10 +211,10 @@ def _ordering_routes(
             project,
             volume,
             body.size_gib,
-            await _request_key(request, caller, key),
+            await request_key_of(request, caller.subject, key),
             if_match,
         )
-        return _accepted(*given)
+        return accepted(*given)
 
     @routes.delete("/projects/{project}/volumes/{volume}", status_code=202)
     async def delete_volume(
@@ -252,9 +228,9 @@ def _ordering_routes(
     ) -> JSONResponse:
         """Release a volume and remove its content; usage ends with this request."""
         given = await volumes.delete(
-            caller, project, volume, await _request_key(request, caller, key), if_match
+            caller, project, volume, await request_key_of(request, caller.subject, key), if_match
         )
-        return _accepted(*given)
+        return accepted(*given)
 
 
 def _access_routes(
