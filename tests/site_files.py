@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
+from types import MappingProxyType
 
 from dflare.embedded.layout import Layout
 from dflare.embedded.ports import free_port
@@ -46,11 +47,14 @@ class PlatformWish:
         return self.prepare(layout) if self.prepare else _write_synthetic(layout, self)
 
 
-def import_whole_fleet(layout: Layout) -> SiteDocument:
+def import_whole_fleet(
+    layout: Layout, prices: Mapping[str, str] = MappingProxyType({})
+) -> SiteDocument:
     """The 1,213 servers of the list in ``tests/data``, by the program. Hardware answers at once.
 
-    One line of the document is changed before it is applied, as an operator may: the cooldown of
-    identifiers, which at the site clock's speed of 1 would take five minutes.
+    Two things in the document are changed before it is applied, as an operator may: the cooldown of
+    identifiers, which at the site clock's speed of 1 would take five minutes, and ``prices`` per
+    node and hour of the node types named there.
     """
     ports = _chosen_ports()
     arguments = {
@@ -68,7 +72,10 @@ def import_whole_fleet(layout: Layout) -> SiteDocument:
     subprocess.run([*program, *options], check=True, capture_output=True, timeout=60)
     document = load_site(layout.site_file)
     pools = document.pools.model_copy(update={"cooldown_s": 1})
-    document = document.model_copy(update={"pools": pools})
+    types = [
+        _priced(one, prices[one.name]) if one.name in prices else one for one in document.node_types
+    ]
+    document = document.model_copy(update={"pools": pools, "node_types": tuple(types)})
     write_site(layout.site_file, document)
     return document
 

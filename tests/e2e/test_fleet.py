@@ -1,9 +1,12 @@
 """The 1,213-node fleet: imported, enrolled, ordered by two tenants, released clean.
 
-Judged like the small line (``test_line``), at the prices that the import states.
+Judged like the small line (``test_line``). Both bills come from the simulator's log and the price
+alone: the type is so cheap that what the log leaves open is worth less than a cent, and each tenant
+asks for release when it lies within one cent.
 """
 
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 
@@ -15,15 +18,19 @@ from site_files import PlatformWish, import_whole_fleet
 # The fixture of the module holds everything that takes time.
 pytestmark = pytest.mark.timeout(900)
 
-RED, BLUE = 16, 128
+KIND, RED, BLUE = "g2-8", 16, 128
 
 
 @pytest.fixture(scope="module")
 async def story() -> AsyncIterator[Story]:
     """Two tenants' lives in the fleet, from its import to the last free identifier."""
-    async with running_platform(PlatformWish(prepare=import_whole_fleet)) as platform:
+    fleet = partial(import_whole_fleet, prices={KIND: "0.05"})
+    async with running_platform(PlatformWish(prepare=fleet)) as platform:
         await platform.apply_site(deadline_s=400)
-        orders = [Order("red", "g2-8", RED), Order("blue", "g2-8", BLUE)]
+        orders = [
+            Order("red", KIND, RED, cents_from_log=2),
+            Order("blue", KIND, BLUE, cents_from_log=6),
+        ]
         yield await judgement.live_through(platform, orders, deadline_s=300)
 
 
@@ -61,6 +68,11 @@ def test_usage_of_the_fleet_runs_from_hand_over_to_the_request_of_release(story:
 def test_invoices_of_the_fleet_equal_exact_arithmetic_to_the_cent(story: Story) -> None:
     for tenancy in story.tenancies:
         judgement.assert_invoice_is_exact(tenancy, story.prices)
+
+
+def test_invoices_of_the_fleet_are_the_cents_that_the_simulators_log_gives(story: Story) -> None:
+    for tenancy in story.tenancies:
+        judgement.assert_log_alone_gives_the_bill(tenancy, story.prices)
 
 
 def test_the_audit_of_the_ledger_of_the_fleet_finds_nothing(story: Story) -> None:

@@ -40,7 +40,7 @@ async def story() -> AsyncIterator[Story]:
     async with running_platform(wish) as platform:
         await platform.apply_site()
         orders = [Order("red", "h100-8", RED), Order("blue", "h100-8", BLUE)]
-        green = Order("green", CHEAP, GREEN)
+        green = Order("green", CHEAP, GREEN, cents_from_log=7)
         yield await judgement.live_through(platform, orders, long=green)
 
 
