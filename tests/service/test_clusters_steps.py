@@ -161,7 +161,8 @@ def test_only_the_declared_transitions_are_allowed(old: ClusterState) -> None:
     after = {
         "pending": {"creating", "failed"},
         "creating": {"ready", "failed"},
-        "ready": {"deleting"},
+        "ready": {"resizing", "deleting"},
+        "resizing": {"ready", "deleting"},
         "failed": {"creating", "deleting"},
         "deleting": {"deleted"},
         "deleted": set[str](),

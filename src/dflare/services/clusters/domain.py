@@ -16,7 +16,8 @@ from dflare.services.clusters.tables import Cluster
 _ALLOWED: Mapping[ClusterState, frozenset[ClusterState]] = {
     ClusterState.PENDING: frozenset({ClusterState.CREATING, ClusterState.FAILED}),
     ClusterState.CREATING: frozenset({ClusterState.READY, ClusterState.FAILED}),
-    ClusterState.READY: frozenset({ClusterState.DELETING}),
+    ClusterState.READY: frozenset({ClusterState.RESIZING, ClusterState.DELETING}),
+    ClusterState.RESIZING: frozenset({ClusterState.READY, ClusterState.DELETING}),
     ClusterState.FAILED: frozenset({ClusterState.CREATING, ClusterState.DELETING}),
     ClusterState.DELETING: frozenset({ClusterState.DELETED}),
     ClusterState.DELETED: frozenset(),
@@ -63,7 +64,7 @@ def check_deletable(cluster: Cluster) -> None:
     raise ClusterBusyError(
         f"cluster {cluster.name} is {state}",
         next_step=f"Cancel its operation first: dflare operation cancel {cluster.operation_id}"
-        if state in {ClusterState.PENDING, ClusterState.CREATING}
+        if state in {ClusterState.PENDING, ClusterState.CREATING, ClusterState.RESIZING}
         else f"Follow its release: dflare operation watch {cluster.operation_id}",
     )
 
