@@ -4,10 +4,12 @@ Steps (queue ``clusters``, the target is the cluster): ``begin@1`` (state ``crea
 ``fail@1``), ``ready@1``, ``begin_delete@1``, ``deleted@1``. Steps on queue ``clusters.<site>``:
 ``start_scheduler@1`` (undo ``stop_scheduler@1``) and, on nodes, ``await_nodes@1``.
 
-Events emitted: ``cluster.declared`` (data: ``ClusterDeclared``), ``cluster.changed``.
+Events emitted: ``cluster.declared`` (data: ``ClusterDeclared``), ``cluster.changed``,
+``job.changed`` (data: ``JobFacts``).
 Events consumed: ``site.declared`` (which sites and node types exist), ``allocation.changed``.
 """
 
+from datetime import datetime
 from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
@@ -67,3 +69,51 @@ class ClusterDeclared(BaseModel):
     kind: str = BARE
     scheduler_sealed: str | None = None
     mounts: tuple[Mount, ...] = ()
+
+
+class JobState(StrEnum):
+    """Life of a job: ``pending`` is not with the scheduler yet, ``submitting`` may be, and
+    ``submitted`` waits there for nodes. ``refused`` (by the scheduler) and ``ended`` are final."""
+
+    PENDING = "pending"
+    SUBMITTING = "submitting"
+    SUBMITTED = "submitted"
+    RUNNING = "running"
+    ENDED = "ended"
+    REFUSED = "refused"
+
+
+class JobRun(BaseModel):
+    """One time that a job ran; requeued, it runs again under the next number. ``gpu_milli`` are
+    thousandths of a GPU that it had, ``nodes`` servers. It had them from ``usage_from`` to
+    ``usage_to``, UTC wall time, as the scheduler's own accounting says: time in which it was
+    suspended is left out at its end."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    number: int
+    nodes: int
+    gpu_milli: int
+    usage_from: datetime
+    usage_to: datetime | None = None
+
+
+class JobFacts(BaseModel):
+    """Data of ``job.changed``. ``account`` and ``member`` are the scheduler's account and wckey:
+    the project, and who submitted it; ``member`` is empty where nobody said so. ``scheduler_id`` is
+    the scheduler's number of the job. ``version`` rises with every change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    job_id: str
+    version: int
+    organization_id: str
+    project_id: str
+    site_id: str
+    cluster_id: str
+    name: str
+    account: str
+    member: str
+    scheduler_id: str | None
+    state: JobState
+    runs: tuple[JobRun, ...] = ()
