@@ -20,7 +20,12 @@ KIT = kit_tables(Base.metadata)
 
 
 class Cluster(Base):
-    """An ordered cluster. A name is unique in its project among those not deleted."""
+    """An ordered cluster. A name is unique in its project among those not deleted.
+
+    A ``protected`` one is released neither by an order nor at ``expires_at``. ``scheduler_id``
+    names the secrets of its scheduler, ``mounts`` are those of ``ClusterDeclared``, ``conditions``
+    those of ``domain_life``.
+    """
 
     __tablename__ = "cluster"
     __table_args__ = (
@@ -32,6 +37,11 @@ class Cluster(Base):
             postgresql_where=text("state <> 'deleted'"),
         ),
         Index("ix_cluster_organization", "organization_id"),
+        Index(
+            "ix_cluster_expiry",
+            "expires_at",
+            postgresql_where=text("expires_at IS NOT NULL AND state <> 'deleted'"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -49,13 +59,18 @@ class Cluster(Base):
     user_data_id: Mapped[str | None]
     operation_id: Mapped[str]
     explanation: Mapped[str] = mapped_column(server_default="")
+    expires_at: Mapped[datetime | None]
+    protected: Mapped[bool] = mapped_column(server_default="false")
+    scheduler_id: Mapped[str | None]
+    mounts: Mapped[list[Any]] = mapped_column(server_default="[]")
+    conditions: Mapped[list[Any]] = mapped_column(server_default="[]")
     created_by: Mapped[str]
     created_at: Mapped[datetime]
     version: Mapped[int] = mapped_column(server_default="1")
 
 
 class NodePool(Base):
-    """So many nodes of one type in a cluster."""
+    """So many nodes of one type in a cluster, of at most ``max_nodes`` (0: no such limit)."""
 
     __tablename__ = "node_pool"
 
@@ -64,6 +79,7 @@ class NodePool(Base):
     name: Mapped[str]
     node_type: Mapped[str]
     count: Mapped[int]
+    max_nodes: Mapped[int] = mapped_column(server_default="0")
 
 
 class SshKey(Base):
@@ -110,7 +126,47 @@ class KnownSite(Base):
     currency: Mapped[str]
     node_types: Mapped[dict[str, Any]]
     images: Mapped[list[str]] = mapped_column(server_default="[]")
+    scheduler: Mapped[bool] = mapped_column(server_default="false")
     version: Mapped[int]
+
+
+class KnownVolume(Base):
+    """Read model of ``volume.changed``: what clusters of a project can mount, and from where."""
+
+    __tablename__ = "known_volume"
+    __table_args__ = (Index("ix_known_volume_project", "project_id", "name"),)
+
+    volume_id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str]
+    site_id: Mapped[str]
+    name: Mapped[str]
+    source: Mapped[str] = mapped_column(server_default="")
+    state: Mapped[str]
+    version: Mapped[int]
+
+
+class KnownNode(Base):
+    """Read model of ``node.state_changed``: whether the nodes of clusters are well."""
+
+    __tablename__ = "known_node"
+
+    node_id: Mapped[str] = mapped_column(primary_key=True)
+    state: Mapped[str]
+    reason: Mapped[str] = mapped_column(server_default="")
+    since: Mapped[datetime]
+    version: Mapped[int]
+
+
+class Drain(Base):
+    """A node of a cluster that takes no new work, by whom and why; only ``owner`` ends it."""
+
+    __tablename__ = "drain"
+
+    cluster_id: Mapped[str] = mapped_column(primary_key=True)
+    node_id: Mapped[str] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    reason: Mapped[str]
+    since: Mapped[datetime]
 
 
 class Member(Base):
@@ -124,5 +180,6 @@ class Member(Base):
     node_name: Mapped[str]
     node_type: Mapped[str]
     pool: Mapped[str]
+    slot: Mapped[int] = mapped_column(server_default="0")
     state: Mapped[str]
     version: Mapped[int]

@@ -33,11 +33,31 @@ def upgrade() -> None:
         sa.Column("user_data_id", sa.Text(), nullable=True),
         sa.Column("operation_id", sa.Text(), nullable=False),
         sa.Column("explanation", sa.Text(), server_default="", nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("protected", sa.Boolean(), server_default="false", nullable=False),
+        sa.Column("scheduler_id", sa.Text(), nullable=True),
+        sa.Column(
+            "mounts", postgresql.JSONB(astext_type=sa.Text()), server_default="[]", nullable=False
+        ),
+        sa.Column(
+            "conditions",
+            postgresql.JSONB(astext_type=sa.Text()),
+            server_default="[]",
+            nullable=False,
+        ),
         sa.Column("created_by", sa.Text(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("version", sa.Integer(), server_default="1", nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_cluster")),
         schema="clusters",
+    )
+    op.create_index(
+        "ix_cluster_expiry",
+        "cluster",
+        ["expires_at"],
+        unique=False,
+        schema="clusters",
+        postgresql_where=sa.text("expires_at IS NOT NULL AND state <> 'deleted'"),
     )
     op.create_index(
         "ix_cluster_organization", "cluster", ["organization_id"], unique=False, schema="clusters"
@@ -51,6 +71,26 @@ def upgrade() -> None:
         postgresql_where=sa.text("state <> 'deleted'"),
     )
     op.create_table(
+        "drain",
+        sa.Column("cluster_id", sa.Text(), nullable=False),
+        sa.Column("node_id", sa.Text(), nullable=False),
+        sa.Column("owner", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("since", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("cluster_id", "node_id", name=op.f("pk_drain")),
+        schema="clusters",
+    )
+    op.create_table(
+        "known_node",
+        sa.Column("node_id", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text(), server_default="", nullable=False),
+        sa.Column("since", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("node_id", name=op.f("pk_known_node")),
+        schema="clusters",
+    )
+    op.create_table(
         "known_site",
         sa.Column("site_id", sa.Text(), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
@@ -59,12 +99,32 @@ def upgrade() -> None:
         sa.Column(
             "images", postgresql.JSONB(astext_type=sa.Text()), server_default="[]", nullable=False
         ),
+        sa.Column("scheduler", sa.Boolean(), server_default="false", nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("site_id", name=op.f("pk_known_site")),
         schema="clusters",
     )
     op.create_index(
         op.f("ix_known_site_name"), "known_site", ["name"], unique=False, schema="clusters"
+    )
+    op.create_table(
+        "known_volume",
+        sa.Column("volume_id", sa.Text(), nullable=False),
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.Column("site_id", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("source", sa.Text(), server_default="", nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("volume_id", name=op.f("pk_known_volume")),
+        schema="clusters",
+    )
+    op.create_index(
+        "ix_known_volume_project",
+        "known_volume",
+        ["project_id", "name"],
+        unique=False,
+        schema="clusters",
     )
     op.create_table(
         "member",
@@ -74,6 +134,7 @@ def upgrade() -> None:
         sa.Column("node_name", sa.Text(), nullable=False),
         sa.Column("node_type", sa.Text(), nullable=False),
         sa.Column("pool", sa.Text(), nullable=False),
+        sa.Column("slot", sa.Integer(), server_default="0", nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("allocation_id", name=op.f("pk_member")),
@@ -89,6 +150,7 @@ def upgrade() -> None:
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("node_type", sa.Text(), nullable=False),
         sa.Column("count", sa.Integer(), nullable=False),
+        sa.Column("max_nodes", sa.Integer(), server_default="0", nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_node_pool")),
         schema="clusters",
     )
@@ -144,8 +206,12 @@ def downgrade() -> None:
     op.drop_table("node_pool", schema="clusters")
     op.drop_index(op.f("ix_member_cluster_id"), table_name="member", schema="clusters")
     op.drop_table("member", schema="clusters")
+    op.drop_index("ix_known_volume_project", table_name="known_volume", schema="clusters")
+    op.drop_table("known_volume", schema="clusters")
     op.drop_index(op.f("ix_known_site_name"), table_name="known_site", schema="clusters")
     op.drop_table("known_site", schema="clusters")
+    op.drop_table("known_node", schema="clusters")
+    op.drop_table("drain", schema="clusters")
     op.drop_index(
         "uq_cluster_live_name",
         table_name="cluster",
@@ -153,5 +219,11 @@ def downgrade() -> None:
         postgresql_where=sa.text("state <> 'deleted'"),
     )
     op.drop_index("ix_cluster_organization", table_name="cluster", schema="clusters")
+    op.drop_index(
+        "ix_cluster_expiry",
+        table_name="cluster",
+        schema="clusters",
+        postgresql_where=sa.text("expires_at IS NOT NULL AND state <> 'deleted'"),
+    )
     op.drop_table("cluster", schema="clusters")
     drop_kit_tables("clusters")
