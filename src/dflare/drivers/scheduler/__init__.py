@@ -1,0 +1,1 @@
+"""Schedulers of tenants' clusters: the port and its drivers."""
