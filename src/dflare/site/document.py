@@ -327,6 +327,11 @@ class SiteDocument(SiteModel):
     node_types: tuple[NodeType, ...] = Field(
         min_length=1, description="Kinds of server, with prices."
     )
+    volume_price_per_gib_hour: Price | None = Field(
+        default=None,
+        description="Price of one GiB of volumes for an hour, in quotes and in the currency of the "
+        "first node type; left out: volumes are free.",
+    )
     racks: tuple[Rack, ...] = Field(min_length=1, description="Racks.")
     nodes: tuple[Node, ...] = Field(min_length=1, description="Servers.")
 

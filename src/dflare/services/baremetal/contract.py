@@ -148,7 +148,8 @@ class PoolFacts(_Contract):
 
 class SiteDeclared(_Contract):
     """Data of ``site.declared``: all of the site but its nodes. ``images`` are names, in the order
-    in which the site declares them: the first is booted where an order names none."""
+    in which the site declares them: the first is booted where an order names none. The price of
+    volumes is a decimal string in the site's currency, or null where they cost nothing."""
 
     site_id: str
     name: str
@@ -158,3 +159,4 @@ class SiteDeclared(_Contract):
     pools: PoolFacts
     node_types: tuple[NodeTypeFacts, ...]
     images: tuple[str, ...] = ()
+    volume_price_per_gib_hour: str | None = None

@@ -84,6 +84,8 @@ def site_declared(site_id: str, document: SiteDocument, sealer: Sealer) -> SiteD
         document.pools,
     )
 
+    volume_price = document.volume_price_per_gib_hour
+
     def sealed(device: str, reference: str) -> str:
         account = document.credentials[reference]
         password = account.password.get_secret_value() if account.password else ""
@@ -122,6 +124,7 @@ def site_declared(site_id: str, document: SiteDocument, sealer: Sealer) -> SiteD
         ),
         node_types=tuple(_type_facts(kind) for kind in document.node_types),
         images=tuple(image.name for image in document.images),
+        volume_price_per_gib_hour=None if volume_price is None else str(volume_price),
     )
 
 
