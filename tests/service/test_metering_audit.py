@@ -78,6 +78,7 @@ class Books:
             project_id=RED.id,
             cluster_id="clu_1",
             pool="default",
+            slot=number,
             reserved_by="op_1",
             operation_id="op_1",
             epoch=1,

@@ -191,6 +191,7 @@ class Holder(Base):
     operation_id: Mapped[str]
     state: Mapped[str]
     epoch: Mapped[int]
+    slot: Mapped[int] = mapped_column(server_default="0")
     version: Mapped[int]
 
 

@@ -146,6 +146,7 @@ class MembersProjection:
                     "node_name": facts.node_name,
                     "node_type": facts.node_type,
                     "pool": facts.pool,
+                    "slot": facts.slot,
                     "state": facts.state,
                     "version": facts.version,
                 }

@@ -4,6 +4,7 @@ They change only rows of this schema, so each does its work in the loading trans
 repeat finds done already is done.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -123,7 +124,15 @@ async def _take_again(
             taken.append(node_id)
     if taken:
         epochs = await repository.raise_epochs(session, taken)
-        again = [_successor(earlier[node_id], node_id, epochs[node_id], now) for node_id in taken]
+        pools = Counter(earlier[node_id].pool for node_id in taken)
+        slots = {
+            pool: iter(await repository.free_slots(session, sample.cluster_id, pool, count))
+            for pool, count in pools.items()
+        }
+        again = [
+            _successor(old, old.node_id, epochs[old.node_id], next(slots[old.pool]), now)
+            for old in sorted((earlier[node_id] for node_id in taken), key=lambda one: one.slot)
+        ]
         await repository.add_allocations(session, again, now)
     return {
         node_id: DONE if node_id in set(taken) else Outcome("failed", CAPACITY_LOST)
@@ -131,7 +140,7 @@ async def _take_again(
     }
 
 
-def _successor(old: Allocation, node_id: str, epoch: int, now: datetime) -> Allocation:
+def _successor(old: Allocation, node_id: str, epoch: int, slot: int, now: datetime) -> Allocation:
     return Allocation(
         id=new_id("alloc"),
         version=1,
@@ -145,6 +154,7 @@ def _successor(old: Allocation, node_id: str, epoch: int, now: datetime) -> Allo
         project_id=old.project_id,
         cluster_id=old.cluster_id,
         pool=old.pool,
+        slot=slot,
         reserved_by=old.reserved_by,
         operation_id=old.reserved_by,
         epoch=epoch,
@@ -283,7 +293,8 @@ async def _stand_in(
     domain.move(held[target], AllocationState.RELEASING, now, reason="given up by its order")
     held[target].epoch = epochs[target]
     await repository.save_allocations(session, [held[target]], now)
-    new = _successor(old, chosen.node_id, epochs[chosen.node_id], now)
+    # The slot of the node given up is free as of the transition above.
+    new = _successor(old, chosen.node_id, epochs[chosen.node_id], old.slot, now)
     new.node_name, new.gpus, new.replaces = chosen.name, chosen.gpus, target
     await repository.add_allocations(session, [new], now)
     known.append(new)

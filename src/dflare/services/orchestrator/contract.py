@@ -40,8 +40,8 @@ class AllocationFacts(_Contract):
 
     ``operation_id`` is the operation that acts on the node now or did last: the order, then its
     release. ``usage_from``/``usage_to`` bound what is billed, UTC wall time: from hand-over to the
-    request of release, or to the node's quarantine where that comes first. ``version`` rises with
-    every change.
+    request of release, or to the node's quarantine where that comes first. ``slot`` is the node's
+    number in its pool, unique among those held or confirmed. ``version`` rises with every change.
     """
 
     allocation_id: str
@@ -56,6 +56,7 @@ class AllocationFacts(_Contract):
     project_id: str
     cluster_id: str
     pool: str
+    slot: int = 0
     operation_id: str
     epoch: int
     usage_from: datetime | None = None
@@ -94,13 +95,15 @@ class Wishes(_Contract):
 
 @dataclass(frozen=True)
 class Placed:
-    """One node chosen for an order. ``epoch`` is the node's counter as of this reservation."""
+    """One node chosen for an order. ``epoch`` is the node's counter as of this reservation,
+    ``slot`` its number in the pool."""
 
     allocation_id: str
     node_id: str
     node_name: str
     pool: str
     epoch: int
+    slot: int = 0
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ def allocation_facts(allocation: Allocation) -> AllocationFacts:
         project_id=allocation.project_id,
         cluster_id=allocation.cluster_id,
         pool=allocation.pool,
+        slot=allocation.slot,
         operation_id=allocation.operation_id,
         epoch=allocation.epoch,
         usage_from=allocation.usage_from,

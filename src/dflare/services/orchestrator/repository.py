@@ -4,10 +4,12 @@ Locks are taken in one order everywhere: the site's lock, quota rows by key, nod
 allocations by node, claims by node.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 
 from sqlalchemy import ColumnElement, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
@@ -201,6 +203,20 @@ async def store_reservation(session: AsyncSession, row: Reservation) -> None:
         .values(**values)
         .on_conflict_do_update(index_elements=["operation_id"], set_=values)
     )
+
+
+async def free_slots(session: AsyncSession, cluster_id: str, pool: str, count: int) -> list[int]:
+    """The lowest numbers that no node of a cluster's pool has, under the site's lock."""
+    taken = set(
+        await session.scalars(
+            select(Allocation.slot).where(
+                Allocation.cluster_id == cluster_id,
+                Allocation.pool == pool,
+                Allocation.state.in_([AllocationState.HELD, AllocationState.CONFIRMED]),
+            )
+        )
+    )
+    return list(islice((slot for slot in itertools.count() if slot not in taken), count))
 
 
 async def add_allocations(

@@ -161,6 +161,11 @@ class OrchestratorService:
     ) -> Reservation:
         now, expires_at = self.clock.now(), self._expiry(wishes)
         epochs = await repository.raise_epochs(session, [one.node.node_id for one in chosen])
+        sizes = Counter(one.pool for one in chosen)
+        slots = {
+            pool: iter(await repository.free_slots(session, wishes.cluster_id, pool, count))
+            for pool, count in sizes.items()
+        }
         allocations = [
             Allocation(
                 id=new_id("alloc"),
@@ -175,6 +180,7 @@ class OrchestratorService:
                 project_id=wishes.project_id,
                 cluster_id=wishes.cluster_id,
                 pool=one.pool,
+                slot=next(slots[one.pool]),
                 reserved_by=operation_id,
                 operation_id=operation_id,
                 epoch=epochs[one.node.node_id],
@@ -205,7 +211,7 @@ def _plan(wishes: Wishes) -> Plan:
 
 
 def _placed(row: Allocation) -> Placed:
-    return Placed(row.id, row.node_id, row.node_name, row.pool, row.epoch)
+    return Placed(row.id, row.node_id, row.node_name, row.pool, row.epoch, row.slot)
 
 
 async def _check_site(session: AsyncSession, wishes: Wishes) -> None:

@@ -59,8 +59,9 @@ class Allocation(Base):
     """A node's membership in an order; at most one that has not ended a node.
 
     ``reserved_by`` is the operation that placed it, ``operation_id`` the one that acts on it now
-    or did last. ``replaces`` is the node that this one stands in for. ``usage_from`` and
-    ``usage_to`` bound what is billed.
+    or did last. ``replaces`` is the node that this one stands in for. ``slot`` is the node's number
+    in its pool, free again when its release begins. ``usage_from`` and ``usage_to`` bound what is
+    billed.
     """
 
     __tablename__ = "allocation"
@@ -70,6 +71,14 @@ class Allocation(Base):
             "node_id",
             unique=True,
             postgresql_where=text("state <> 'ended'"),
+        ),
+        Index(
+            "uq_allocation_slot",
+            "cluster_id",
+            "pool",
+            "slot",
+            unique=True,
+            postgresql_where=text("state IN ('held', 'confirmed')"),
         ),
         Index("ix_allocation_cluster", "cluster_id"),
         Index("ix_allocation_reserved_by", "reserved_by"),
@@ -88,6 +97,7 @@ class Allocation(Base):
     project_id: Mapped[str]
     cluster_id: Mapped[str]
     pool: Mapped[str]
+    slot: Mapped[int]
     reserved_by: Mapped[str]
     operation_id: Mapped[str]
     epoch: Mapped[int]

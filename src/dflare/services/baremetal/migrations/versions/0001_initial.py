@@ -89,6 +89,7 @@ def upgrade() -> None:
         sa.Column("operation_id", sa.Text(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("epoch", sa.Integer(), nullable=False),
+        sa.Column("slot", sa.Integer(), server_default="0", nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("node_id", name=op.f("pk_holder")),
         schema="baremetal",

@@ -30,6 +30,7 @@ def upgrade() -> None:
         sa.Column("project_id", sa.Text(), nullable=False),
         sa.Column("cluster_id", sa.Text(), nullable=False),
         sa.Column("pool", sa.Text(), nullable=False),
+        sa.Column("slot", sa.Integer(), nullable=False),
         sa.Column("reserved_by", sa.Text(), nullable=False),
         sa.Column("operation_id", sa.Text(), nullable=False),
         sa.Column("epoch", sa.Integer(), nullable=False),
@@ -68,6 +69,14 @@ def upgrade() -> None:
         unique=True,
         schema="orchestrator",
         postgresql_where=sa.text("state <> 'ended'"),
+    )
+    op.create_index(
+        "uq_allocation_slot",
+        "allocation",
+        ["cluster_id", "pool", "slot"],
+        unique=True,
+        schema="orchestrator",
+        postgresql_where=sa.text("state IN ('held', 'confirmed')"),
     )
     op.create_table(
         "claim",
@@ -211,6 +220,12 @@ def downgrade() -> None:
     )
     op.drop_index("ix_claim_operation", table_name="claim", schema="orchestrator")
     op.drop_table("claim", schema="orchestrator")
+    op.drop_index(
+        "uq_allocation_slot",
+        table_name="allocation",
+        schema="orchestrator",
+        postgresql_where=sa.text("state IN ('held', 'confirmed')"),
+    )
     op.drop_index(
         "uq_allocation_live_node",
         table_name="allocation",
