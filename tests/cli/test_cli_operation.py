@@ -83,6 +83,11 @@ def test_retry_and_resume_say_how_to_watch_or_wait_for_the_end(
     [
         ("failed", "no node left", "dflare operation retry op_1"),
         ("needs_operator", "leaf-1 does not answer", "dflare operation resume op_1"),
+        (
+            "needs_operator",
+            "no lock; remove the cause, then go on with `dflare operation retry op_1`",
+            "runs `dflare operation retry op_1`",
+        ),
         ("cancelled", "cancelled", "taken back"),
     ],
 )

@@ -1,5 +1,6 @@
 """Watching an operation: a live tree of its steps on a terminal, a line a change elsewhere."""
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ UNKNOWN_REREAD_S = 1.0
 KNOWN_WITHIN_S = 15.0
 """How long an operation may stay unknown after it was ordered: its list is fed by events."""
 BAR_WIDTH = 24
+COMMAND_IN_REASON = re.compile(r"`(dflare [^`]+)`")
 MARKS = {
     "done": "✔",
     "succeeded": "✔",
@@ -74,13 +76,21 @@ def finish(document: Json) -> None:
         "failed": f"See `dflare operation trace {operation_id}`; order again by "
         f"`dflare operation retry {operation_id}`.",
         "cancelled": "Everything that it had done was taken back; order again when you want to.",
-        "needs_operator": f"An operator repairs what is named and runs "
-        f"`dflare operation resume {operation_id}`.",
+        "needs_operator": _way_on(document),
     }
     raise CliError(
         f"{document['kind']} {document['state'].replace('_', ' ')}{_because(document)}",
         next_step=way.get(document["state"], f"See `dflare operation show {operation_id}`."),
     )
+
+
+def _way_on(document: Json) -> str:
+    """What an operator does: the command that the reason names, where it names one. Some operations
+    are resumed, one that never began is tried again."""
+    named = COMMAND_IN_REASON.search(str(document.get("reason") or ""))
+    if named is not None:
+        return f"An operator repairs what is named and runs `{named.group(1)}`."
+    return f"An operator repairs what is named and runs `dflare operation resume {document['id']}`."
 
 
 def versions(

@@ -2,7 +2,7 @@
 and the interpreter see it there."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import RowMapping, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -29,6 +29,12 @@ class TooLateError(ConflictError):
 
 Document = dict[str, Any]
 
+_END: Final = {
+    OperationState.SUCCEEDED: "has succeeded",
+    OperationState.FAILED: "has failed",
+    OperationState.CANCELLED: "is cancelled",
+}
+
 
 async def cancel(database: Database, kit: KitTables, operation_id: str, clock: Clock) -> Document:
     """Ask for an operation to be undone.
@@ -43,7 +49,7 @@ async def cancel(database: Database, kit: KitTables, operation_id: str, clock: C
         state = OperationState(row["state"])
         if state in FINAL_STATES:
             raise OperationStateError(
-                f"the operation has {state}", next_step="There is nothing left to cancel."
+                f"the operation {_END[state]}", next_step="There is nothing left to cancel."
             )
         if state is OperationState.UNDOING:
             raise OperationStateError(
