@@ -116,7 +116,13 @@ class World:
             assert len(report.done) == 1, (step.name, report)
 
     async def step(
-        self, operation: dict[str, Any], step: PlannedStep, index: int, *, undo: bool = False
+        self,
+        operation: dict[str, Any],
+        step: PlannedStep,
+        index: int,
+        *,
+        undo: bool = False,
+        looks: int = 20,
     ) -> StepReport:
         """One step or its undo, and looks of the reconciler until it is no longer pending."""
         name = step.undo if undo else step.name
@@ -138,13 +144,36 @@ class World:
             deadline_at=self.clock.now() + timedelta(minutes=5),
         )
         runner = StepRunner(self.database, KIT, self.clock)
-        for activity_attempt in range(1, 20):
+        for activity_attempt in range(1, looks):
             report = await runner.run(self.steps[str(name)], call, activity_attempt)
             if not report.pending:
                 return report
             await self.reconciler.look()
             self.clock.at += timedelta(seconds=20)
         return report
+
+    async def share(
+        self, cluster_id: str, step: str = "volumes.grant@1", looks: int = 20
+    ) -> StepReport:
+        """One of the steps of a cluster's order about volumes, run anew."""
+        self.generation += 1
+        order = {"id": f"op_{cluster_id}", "resource_id": cluster_id}
+        planned = PlannedStep(name=step, on="resource")
+        return await self.step(order, planned, 0, looks=looks)
+
+    async def orders(self, cluster_id: str, *mounts: dict[str, Any], **data: Any) -> None:
+        """A cluster is ordered that mounts volumes; both of its events arrive."""
+        facts = {
+            "project_id": RED.id,
+            "site_id": SITE,
+            "name": cluster_id[4:],
+            "organization_id": RED.organization_id,
+            "image": "i",
+            "ssh_keys": [],
+        }
+        declared = {"cluster_id": cluster_id, "mounts": list(mounts), **facts, **data}
+        await self.told("cluster.declared", cluster_id, 1, **declared)
+        await self.cluster(cluster_id, state="pending", **data)
 
     async def volume(self, volume_id: str) -> Volume:
         async with self.database.transaction("volumes") as session:

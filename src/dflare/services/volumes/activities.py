@@ -8,16 +8,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from dflare.kit import outbox
 from dflare.kit.clock import Clock
-from dflare.kit.db import Database
 from dflare.kit.errors import ConflictError
 from dflare.kit.plan import StepCall
 from dflare.kit.steps import DONE, Outcome, Step
 from dflare.services.auth.contract import Scope
 from dflare.services.volumes import repository
+from dflare.services.volumes.activities_access import Grant, Revoke
+from dflare.services.volumes.activities_parts import Parts
 from dflare.services.volumes.contract import AccessMode, VolumeState
 from dflare.services.volumes.domain import check_transition, enter, volume_event
-from dflare.services.volumes.settings import VolumesSettings
-from dflare.services.volumes.signals import Signals
 from dflare.services.volumes.tables import KIT, Volume
 
 _SCOPE = Scope.system("step of an operation on the volume")
@@ -77,16 +76,6 @@ class SetState:
         await outbox.emit(session, KIT, [volume_event(volume, now)])
         if self.used:
             await repository.begin_usage(session, volume, now)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What steps at a site work with."""
-
-    database: Database
-    clock: Clock
-    settings: VolumesSettings
-    signals: Signals
 
 
 @dataclass(frozen=True)
@@ -265,4 +254,6 @@ def site_steps(parts: Parts) -> list[Step[Any]]:
         SizeBack("volumes.size_back@1", parts),
         Remove("volumes.remove@1", parts, waits=False),
         Remove("volumes.await_removed@1", parts, waits=True),
+        Grant("volumes.grant@1", parts),
+        Revoke("volumes.revoke@1", parts),
     ]

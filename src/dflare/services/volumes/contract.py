@@ -4,11 +4,16 @@ Steps on queue ``volumes`` (the target is the volume): ``begin@1`` (state ``crea
 ``fail@1``), ``ready@1`` (usage begins), ``resized@1`` (size and usage change), ``begin_delete@1``,
 ``deleted@1`` (the name is free). Steps on queue ``volumes.<site>``, which set desired state and
 wait for the site's reconciler: ``provide@1`` (undo ``withdraw@1``), ``set_size@1`` (param
-``size_gib``; undo ``size_back@1``), ``await@1``, ``remove@1``, ``await_removed@1``.
+``size_gib``; undo ``size_back@1``), ``await@1``, ``remove@1``, ``await_removed@1``. On the same
+queue, for orders of clusters (the target is the cluster): ``grant@1`` gives it the volumes that
+``cluster.declared`` names and waits until the storage was seen to (undo ``revoke@1``);
+``revoke@1`` takes every volume from it and waits until that was seen.
 
-Events emitted: ``volume.changed``, ``volume.access_changed`` (data: ``AccessFacts``),
+Events emitted: ``volume.changed`` (its ``source`` is what hosts mount, empty until the storage has
+the volume), ``volume.access_changed`` (data: ``AccessFacts``),
 ``volume.usage_changed`` (data: ``VolumeUsage``).
-Events consumed: ``site.declared``, ``site.frozen``, ``cluster.changed`` (who may be given access),
+Events consumed: ``site.declared``, ``site.frozen``, ``cluster.declared`` (what orders mount),
+``cluster.changed`` (who may be given access),
 ``quota.changed`` (of ``QUOTA``).
 """
 
@@ -47,7 +52,7 @@ class _Contract(BaseModel):
 
 class AccessFacts(_Contract):
     """Data of ``volume.access_changed``: what a cluster is to have, and what the storage was seen
-    to grant. What its hosts mount is ``VolumeDriver.source`` of the site's driver."""
+    to grant."""
 
     volume_id: str
     volume_name: str

@@ -67,6 +67,19 @@ def check_deletable(volume: Volume, access: Sequence[Access]) -> None:
         )
 
 
+def check_not_mounted(volume: Volume, access: Access) -> None:
+    """Whether a cluster's access may be changed while the cluster lives.
+
+    Raises:
+        VolumeInUseError: its order mounts the volume: what its hosts have mounted stays mounted.
+    """
+    if access.mounted:
+        raise VolumeInUseError(
+            f"volume {volume.name} is mounted by the order of cluster {access.cluster_id}",
+            next_step="It is taken away with the cluster: dflare cluster delete CLUSTER",
+        )
+
+
 def _busy(volume: Volume) -> VolumeBusyError:
     return VolumeBusyError(
         f"volume {volume.name} is {volume.state}",
@@ -114,6 +127,7 @@ def volume_document(volume: Volume) -> dict[str, Any]:
         "reason": volume.reason,
         "trouble": volume.trouble,
         "quota": volume.quota,
+        "source": volume.source,
         "used_bytes": volume.used_bytes,
         "over_quota": over_quota(volume),
         "since": volume.since.isoformat(),

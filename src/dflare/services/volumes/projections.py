@@ -2,19 +2,25 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from dflare.kit import outbox
 from dflare.kit.clock import Clock
 from dflare.kit.feed import FeedEntry, Projection
 from dflare.services.auth.contract import Scope
+from dflare.services.clusters.contract import ClusterDeclared
 from dflare.services.metering.contract import QuotaLimit as QuotaFacts
 from dflare.services.volumes import repository
 from dflare.services.volumes.contract import QUOTA, AccessMode
-from dflare.services.volumes.domain import access_event, volume_event
-from dflare.services.volumes.tables import KIT, Access, KnownCluster, KnownSite, QuotaLimit
+from dflare.services.volumes.tables import (
+    KIT,
+    Access,
+    DeclaredCluster,
+    KnownCluster,
+    KnownSite,
+    QuotaLimit,
+)
 
 _SCOPE = Scope.system("a deleted cluster loses its access")
 
@@ -44,12 +50,12 @@ class SitesProjection:
 
 
 class ClustersProjection:
-    """Clusters by name and state, from ``cluster.changed``. One that is deleted loses its access to
-    every volume."""
+    """Clusters by name and state, from ``cluster.changed``, and the volumes that their orders name,
+    from ``cluster.declared``. One that is deleted loses its access to every volume."""
 
     name = "volumes.clusters"
     kit = KIT
-    types = frozenset({"cluster.changed"})
+    types = frozenset({"cluster.declared", "cluster.changed"})
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -57,6 +63,9 @@ class ClustersProjection:
     async def apply(self, session: AsyncSession, entries: Sequence[FeedEntry]) -> None:
         """Keep the newest version of each cluster."""
         for entry in entries:
+            if entry.type == "cluster.declared":
+                await self._declare(session, entry)
+                continue
             data = entry.data
             values = {
                 "project_id": data["project_id"],
@@ -77,22 +86,37 @@ class ClustersProjection:
             if data["state"] == "deleted":
                 await self._shut_out(session, data["id"])
 
+    async def _declare(self, session: AsyncSession, entry: FeedEntry) -> None:
+        facts = ClusterDeclared.model_validate(entry.data)
+        values = {
+            "project_id": facts.project_id,
+            "site_id": facts.site_id,
+            "mounts": [mount.model_dump(mode="json") for mount in facts.mounts],
+            "version": entry.resource_version,
+        }
+        await session.execute(
+            insert(DeclaredCluster)
+            .values(cluster_id=facts.cluster_id, **values)
+            .on_conflict_do_update(
+                index_elements=["cluster_id"],
+                set_=values,
+                where=DeclaredCluster.version < entry.resource_version,
+            )
+        )
+
     async def _shut_out(self, session: AsyncSession, cluster_id: str) -> None:
+        await session.execute(
+            delete(DeclaredCluster).where(DeclaredCluster.cluster_id == cluster_id)
+        )
         query = select(Access.volume_id).where(
             Access.cluster_id == cluster_id, Access.mode != AccessMode.NONE
         )
         for volume_id in sorted((await session.scalars(query)).all()):
             volume = await repository.lock_volume(session, _SCOPE, volume_id)
             for row in await repository.access_of(session, [volume_id], lock=True):
-                if row.cluster_id != cluster_id or row.mode == AccessMode.NONE:
-                    continue
-                now = self._clock.now()
-                row.mode = AccessMode.NONE
-                volume.revision += 1
-                volume.version += 1
-                await session.flush()
-                events = [volume_event(volume, now), access_event(volume, row, now)]
-                await outbox.emit(session, KIT, events)
+                if row.cluster_id == cluster_id:
+                    now = self._clock.now()
+                    await repository.set_mode(session, volume, row, AccessMode.NONE, now)
 
 
 class QuotaProjection:

@@ -79,12 +79,18 @@ class Wanted:
 @dataclass(frozen=True)
 class Found:
     """What came of a call: what was seen, or why nothing was. ``open``: it may still take effect;
-    ``refused``: trying again does not help."""
+    ``refused``: trying again does not help; ``lost``: the storage no longer has the volume."""
 
     seen: VolumeObserved | None = None
+    source: str = ""
     trouble: str = ""
     refused: bool = False
+    lost: bool = False
     open: bool = False
+
+
+class _LostError(VolumeRefusedError):
+    """The storage no longer has a volume that it was seen to have."""
 
 
 @dataclass
@@ -203,9 +209,11 @@ class VolumeReconciler:
     async def _act(self, driver: VolumeDriver, wanted: Wanted) -> Found:
         try:
             async with asyncio.timeout(self.tools.settings.intent_s - _GRACE_S):
-                return Found(await self._write(driver, wanted))
+                seen = await self._write(driver, wanted)
+                return Found(seen, source=driver.source(wanted.volume_id))
         except VolumeRefusedError as error:
-            return Found(trouble=str(error)[:300], refused=True)
+            lost = isinstance(error, _LostError)
+            return Found(trouble=str(error)[:300], refused=True, lost=lost)
         except TimeoutError:
             return Found(trouble="the storage does not answer in time", open=True)
         except OSError as error:
@@ -220,7 +228,7 @@ class VolumeReconciler:
             seen = (await driver.observe([wanted.volume_id]))[wanted.volume_id]
             if not seen.present:
                 # Making it again would hide from its tenant that the content is lost.
-                raise VolumeRefusedError("the storage has lost this volume")
+                raise _LostError("the storage has lost this volume")
         seen = await driver.ensure(wanted.volume_id)
         if seen.size_gib != wanted.size_gib:
             seen = await driver.set_quota(wanted.volume_id, wanted.size_gib)
@@ -245,10 +253,13 @@ class VolumeReconciler:
             volume.trouble, volume.refused = found.trouble, found.refused
             volume.trouble_revision = wanted.revision
             if found.seen is not None:
-                _note(volume, found.seen, now)
+                _note(volume, found.seen, found.source, now)
                 if wanted.is_met(found.seen):
                     volume.observed_revision = wanted.revision
                 changed = await _note_access(session, volume, found.seen)
+            elif found.lost:
+                # Nobody has access to what is not there: releases of clusters need not wait.
+                changed = await _note_access(session, volume, VolumeObserved(present=False))
             await _emit(session, volume, before, changed, now)
 
     async def _scan(self, site_id: str, volume_id: str) -> None:
@@ -301,9 +312,10 @@ def _is_open(volume: Volume, now: datetime) -> bool:
     return volume.intent_until is not None and volume.intent_until > now
 
 
-def _note(volume: Volume, seen: VolumeObserved, now: datetime) -> None:
+def _note(volume: Volume, seen: VolumeObserved, source: str, now: datetime) -> None:
     volume.observed_present, volume.observed_gib = seen.present, seen.size_gib
     volume.quota = str(seen.quota or "")
+    volume.source = source if seen.present else ""
     volume.observed_at = now
 
 
@@ -327,7 +339,8 @@ async def _note_access(
 
 def _shown(volume: Volume) -> tuple[object, ...]:
     """What people see of a volume that the reconciler changes."""
-    return (volume.trouble, volume.quota, volume.used_bytes, volume.observed_gib)
+    shown = (volume.trouble, volume.quota, volume.used_bytes, volume.observed_gib)
+    return (*shown, volume.source)
 
 
 async def _let_go(lease: Lease) -> None:

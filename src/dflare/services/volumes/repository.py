@@ -11,7 +11,7 @@ from dflare.kit import outbox
 from dflare.kit.errors import NotFoundError
 from dflare.services.auth.contract import Scope
 from dflare.services.volumes.contract import QUOTA, AccessMode, VolumeState
-from dflare.services.volumes.domain import usage_event
+from dflare.services.volumes.domain import access_event, usage_event, volume_event
 from dflare.services.volumes.errors import VolumeQuotaError
 from dflare.services.volumes.tables import (
     KIT,
@@ -23,7 +23,7 @@ from dflare.services.volumes.tables import (
     Volume,
 )
 
-LIVE_CLUSTER = ("pending", "creating", "ready")
+LIVE_CLUSTER = ("pending", "creating", "ready", "resizing")
 """States of clusters that may be given access."""
 
 
@@ -75,11 +75,16 @@ async def lock_volume(session: AsyncSession, scope: Scope, volume_id: str) -> Vo
     Raises:
         NotFoundError: none within the scope.
     """
-    query = select(Volume).where(Volume.id == volume_id, _within(scope)).with_for_update()
-    found = (await session.scalars(query)).first()
+    found = await lock_volume_if_any(session, scope, volume_id)
     if found is None:
         raise NotFoundError(f"there is no volume {volume_id}")
     return found
+
+
+async def lock_volume_if_any(session: AsyncSession, scope: Scope, volume_id: str) -> Volume | None:
+    """A volume by id, locked until the transaction ends, or ``None``."""
+    query = select(Volume).where(Volume.id == volume_id, _within(scope)).with_for_update()
+    return (await session.scalars(query)).first()
 
 
 async def name_taken(session: AsyncSession, project_id: str, name: str, but_not: str) -> bool:
@@ -101,6 +106,20 @@ async def access_of(
     query = select(Access).where(Access.volume_id.in_(volume_ids))
     query = query.order_by(Access.volume_id, Access.cluster_id)
     return list((await session.scalars(query.with_for_update() if lock else query)).all())
+
+
+async def set_mode(
+    session: AsyncSession, volume: Volume, row: Access, mode: AccessMode, now: datetime
+) -> bool:
+    """Say what a cluster is to have of a locked volume; whether that is a change."""
+    if row.mode == mode:
+        return False
+    row.mode = mode
+    volume.revision += 1
+    volume.version += 1
+    await session.flush()
+    await outbox.emit(session, KIT, [volume_event(volume, now), access_event(volume, row, now)])
+    return True
 
 
 async def cluster(

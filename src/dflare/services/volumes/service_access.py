@@ -10,7 +10,7 @@ from dflare.kit.db import Database
 from dflare.services.auth.contract import Authorizer, Principal, ProjectRef
 from dflare.services.volumes import repository
 from dflare.services.volumes.contract import AccessMode
-from dflare.services.volumes.domain import access_event, check_ready, volume_event
+from dflare.services.volumes.domain import check_not_mounted, check_ready
 from dflare.services.volumes.errors import UnknownClusterError
 from dflare.services.volumes.service import (
     SCHEMA,
@@ -56,6 +56,7 @@ class AccessService:
 
         Raises:
             VolumeBusyError: access is given to a volume that is not ready.
+            VolumeInUseError: the cluster's order mounts it so for all of the cluster's life.
             UnknownClusterError: the project has no such live cluster at the volume's site.
         """
         view = await self.volumes.get(principal, project, reference)
@@ -68,13 +69,9 @@ class AccessService:
                 session, principal, volume, cluster_reference, create=mode is not AccessMode.NONE
             )
             if row is not None and row.mode != mode:
+                check_not_mounted(volume, row)
                 now = self.clock.now()
-                row.mode = mode
-                volume.revision += 1
-                volume.version += 1
-                await session.flush()
-                events = [volume_event(volume, now), access_event(volume, row, now)]
-                await outbox.emit(session, KIT, events)
+                await repository.set_mode(session, volume, row, mode, now)
                 verb = "attach" if mode is not AccessMode.NONE else "detach"
                 detail = {"cluster": row.cluster_id, "mode": str(mode), "verb": verb}
                 record = audit_record(principal, volume, "update", now, None, detail)

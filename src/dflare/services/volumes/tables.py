@@ -1,6 +1,7 @@
 """Tables of schema ``volumes``."""
 
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import BigInteger, Index, PrimaryKeyConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
@@ -24,7 +25,8 @@ class Volume(Base):
     ``size_gib`` is what the tenant has and pays for, ``wanted_gib`` what it asked for last: the
     larger one counts against the quota. ``present``, ``desired_gib`` and the access rows are what
     the storage is to have; ``revision`` rises with each change of them. ``observed_*`` are what the
-    storage was seen to have, ``observed_revision`` the newest revision that was seen fulfilled.
+    storage was seen to have, ``observed_revision`` the newest revision that was seen fulfilled;
+    ``source`` is what hosts mount, empty until the storage has it.
     ``trouble`` says why revision ``trouble_revision`` is not; it is ``refused`` where trying again
     does not help. ``intent_*`` is the write that may be under way.
     """
@@ -70,6 +72,7 @@ class Volume(Base):
     observed_gib: Mapped[int | None]
     observed_revision: Mapped[int] = mapped_column(server_default="0")
     observed_at: Mapped[datetime | None]
+    source: Mapped[str] = mapped_column(server_default="")
     quota: Mapped[str] = mapped_column(server_default="")
     used_bytes: Mapped[int | None] = mapped_column(BigInteger)
     used_complete: Mapped[bool] = mapped_column(server_default="true")
@@ -85,7 +88,8 @@ class Volume(Base):
 
 class Access(Base):
     """What a cluster is to have of a volume (``mode``) and was seen to have (``observed``); gone
-    when both are ``none``."""
+    when both are ``none``. ``mounted`` where the cluster's order asked for it: its hosts mount it
+    from their start to their end."""
 
     __tablename__ = "access"
     __table_args__ = (
@@ -97,6 +101,7 @@ class Access(Base):
     cluster_id: Mapped[str]
     mode: Mapped[str]
     observed: Mapped[str] = mapped_column(server_default="none")
+    mounted: Mapped[bool] = mapped_column(server_default="false")
     created_by: Mapped[str]
     created_at: Mapped[datetime]
 
@@ -159,4 +164,17 @@ class KnownCluster(Base):
     site_id: Mapped[str]
     name: Mapped[str]
     state: Mapped[str]
+    version: Mapped[int]
+
+
+class DeclaredCluster(Base):
+    """Read model of ``cluster.declared``: the volumes that a cluster's order names, as the order's
+    list of ``volume_id``, ``target`` and ``read_only``."""
+
+    __tablename__ = "declared_cluster"
+
+    cluster_id: Mapped[str] = mapped_column(primary_key=True)
+    project_id: Mapped[str]
+    site_id: Mapped[str]
+    mounts: Mapped[list[Any]]
     version: Mapped[int]

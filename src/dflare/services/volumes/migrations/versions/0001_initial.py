@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import postgresql
 
 from dflare.kit.tables_v1 import create_kit_tables, drop_kit_tables
 
@@ -21,12 +22,23 @@ def upgrade() -> None:
         sa.Column("cluster_id", sa.Text(), nullable=False),
         sa.Column("mode", sa.Text(), nullable=False),
         sa.Column("observed", sa.Text(), server_default="none", nullable=False),
+        sa.Column("mounted", sa.Boolean(), server_default="false", nullable=False),
         sa.Column("created_by", sa.Text(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("volume_id", "cluster_id", name=op.f("pk_access")),
         schema="volumes",
     )
     op.create_index("ix_access_cluster", "access", ["cluster_id"], unique=False, schema="volumes")
+    op.create_table(
+        "declared_cluster",
+        sa.Column("cluster_id", sa.Text(), nullable=False),
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.Column("site_id", sa.Text(), nullable=False),
+        sa.Column("mounts", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("cluster_id", name=op.f("pk_declared_cluster")),
+        schema="volumes",
+    )
     op.create_table(
         "known_cluster",
         sa.Column("cluster_id", sa.Text(), nullable=False),
@@ -115,6 +127,7 @@ def upgrade() -> None:
         sa.Column("observed_gib", sa.Integer(), nullable=True),
         sa.Column("observed_revision", sa.Integer(), server_default="0", nullable=False),
         sa.Column("observed_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("source", sa.Text(), server_default="", nullable=False),
         sa.Column("quota", sa.Text(), server_default="", nullable=False),
         sa.Column("used_bytes", sa.BigInteger(), nullable=True),
         sa.Column("used_complete", sa.Boolean(), server_default="true", nullable=False),
@@ -179,6 +192,7 @@ def downgrade() -> None:
     op.drop_table("known_site", schema="volumes")
     op.drop_index("ix_known_cluster_project", table_name="known_cluster", schema="volumes")
     op.drop_table("known_cluster", schema="volumes")
+    op.drop_table("declared_cluster", schema="volumes")
     op.drop_index("ix_access_cluster", table_name="access", schema="volumes")
     op.drop_table("access", schema="volumes")
     drop_kit_tables("volumes")
