@@ -183,3 +183,65 @@ class Member(Base):
     slot: Mapped[int] = mapped_column(server_default="0")
     state: Mapped[str]
     version: Mapped[int]
+
+
+class SchedulerHost(Base):
+    """A host of a site that runs tenants' schedulers: declared by ``site.declared``, and seen by
+    the site's worker. ``secret`` is its sealed account (``device/<site>/<name>``); ``state`` is a
+    ``SchedulerState``, or empty until somebody asked it."""
+
+    __tablename__ = "scheduler_host"
+
+    site_id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    ordinal: Mapped[int]
+    address: Mapped[str]
+    secret: Mapped[str]
+    declared: Mapped[bool] = mapped_column(server_default="true")
+    state: Mapped[str] = mapped_column(server_default="")
+    release: Mapped[str | None]
+    reason: Mapped[str] = mapped_column(server_default="")
+    checked_at: Mapped[datetime | None]
+    version: Mapped[int]
+
+
+class Scheduler(Base):
+    """The scheduler of a cluster of kind ``slurm`` on its host. ``state``, ``reason`` and ``nodes``
+    (slots by name) are what was last observed; ``state`` is empty until then, and ``gone`` once
+    nothing was left of it. Its munge key is the secret ``scheduler/<cluster_id>``."""
+
+    __tablename__ = "scheduler"
+    __table_args__ = (Index("ix_scheduler_site", "site_id"),)
+
+    cluster_id: Mapped[str] = mapped_column(primary_key=True)
+    site_id: Mapped[str]
+    host: Mapped[str]
+    account: Mapped[str]
+    state: Mapped[str] = mapped_column(server_default="")
+    reason: Mapped[str] = mapped_column(server_default="")
+    nodes: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
+    checked_at: Mapped[datetime | None]
+
+
+class NodeShape(Base):
+    """Read model of ``site.declared``: what a node of a type has, as a scheduler counts it."""
+
+    __tablename__ = "node_shape"
+
+    site_id: Mapped[str] = mapped_column(primary_key=True)
+    node_type: Mapped[str] = mapped_column(primary_key=True)
+    cpus: Mapped[int]
+    memory_mib: Mapped[int]
+    gpus: Mapped[int]
+    gpu_type: Mapped[str]
+    version: Mapped[int]
+
+
+class NodePlace(Base):
+    """Read model of ``node.declared``: the leaf switch that a node hangs on, if on any."""
+
+    __tablename__ = "node_place"
+
+    node_id: Mapped[str] = mapped_column(primary_key=True)
+    leaf: Mapped[str | None]
+    version: Mapped[int]

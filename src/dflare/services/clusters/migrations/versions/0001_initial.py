@@ -195,9 +195,66 @@ def upgrade() -> None:
     op.create_index(
         "uq_user_data_name", "user_data", ["project_id", "name"], unique=True, schema="clusters"
     )
+    op.create_table(
+        "node_place",
+        sa.Column("node_id", sa.Text(), nullable=False),
+        sa.Column("leaf", sa.Text(), nullable=True),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("node_id", name=op.f("pk_node_place")),
+        schema="clusters",
+    )
+    op.create_table(
+        "node_shape",
+        sa.Column("site_id", sa.Text(), nullable=False),
+        sa.Column("node_type", sa.Text(), nullable=False),
+        sa.Column("cpus", sa.Integer(), nullable=False),
+        sa.Column("memory_mib", sa.Integer(), nullable=False),
+        sa.Column("gpus", sa.Integer(), nullable=False),
+        sa.Column("gpu_type", sa.Text(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("site_id", "node_type", name=op.f("pk_node_shape")),
+        schema="clusters",
+    )
+    op.create_table(
+        "scheduler",
+        sa.Column("cluster_id", sa.Text(), nullable=False),
+        sa.Column("site_id", sa.Text(), nullable=False),
+        sa.Column("host", sa.Text(), nullable=False),
+        sa.Column("account", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), server_default="", nullable=False),
+        sa.Column("reason", sa.Text(), server_default="", nullable=False),
+        sa.Column(
+            "nodes", postgresql.JSONB(astext_type=sa.Text()), server_default="{}", nullable=False
+        ),
+        sa.Column("checked_at", sa.DateTime(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("cluster_id", name=op.f("pk_scheduler")),
+        schema="clusters",
+    )
+    op.create_index("ix_scheduler_site", "scheduler", ["site_id"], unique=False, schema="clusters")
+    op.create_table(
+        "scheduler_host",
+        sa.Column("site_id", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("ordinal", sa.Integer(), nullable=False),
+        sa.Column("address", sa.Text(), nullable=False),
+        sa.Column("secret", sa.Text(), nullable=False),
+        sa.Column("declared", sa.Boolean(), server_default="true", nullable=False),
+        sa.Column("state", sa.Text(), server_default="", nullable=False),
+        sa.Column("release", sa.Text(), nullable=True),
+        sa.Column("reason", sa.Text(), server_default="", nullable=False),
+        sa.Column("checked_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("site_id", "name", name=op.f("pk_scheduler_host")),
+        schema="clusters",
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("scheduler_host", schema="clusters")
+    op.drop_index("ix_scheduler_site", table_name="scheduler", schema="clusters")
+    op.drop_table("scheduler", schema="clusters")
+    op.drop_table("node_shape", schema="clusters")
+    op.drop_table("node_place", schema="clusters")
     op.drop_index("uq_user_data_name", table_name="user_data", schema="clusters")
     op.drop_table("user_data", schema="clusters")
     op.drop_index("uq_ssh_key_name", table_name="ssh_key", schema="clusters")
