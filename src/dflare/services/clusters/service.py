@@ -11,14 +11,14 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from dflare.kit import idempotency, operations, outbox, telemetry
+from dflare.kit import idempotency, outbox, telemetry
 from dflare.kit.clock import Clock
 from dflare.kit.db import Database
 from dflare.kit.errors import NotFoundError, ProblemError
 from dflare.kit.etag import check_if_match
 from dflare.kit.idempotency import Begun, RequestKey
 from dflare.kit.ids import new_id
-from dflare.kit.outbox import AuditRecord, Event
+from dflare.kit.outbox import Event
 from dflare.kit.pagination import cut
 from dflare.kit.plan import Plan
 from dflare.kit.seal import Sealer, get_secret
@@ -39,6 +39,7 @@ from dflare.services.clusters.service_admission import (
     keep_references,
     name_taken,
 )
+from dflare.services.clusters.service_orders import Order, store_order
 from dflare.services.clusters.tables import KIT, Cluster, Member, NodePool
 from dflare.services.orchestrator.contract import Orchestrator, Reservation, Wishes
 
@@ -238,39 +239,16 @@ class ClusterService:
         targets: Sequence[str],
         begun: Begun,
     ) -> dict[str, Any]:
-        now = self.clock.now()
-        new = operations.NewOperation(
-            id=begun.operation_id,
+        order = Order(
+            operation_id=begun.operation_id,
             kind=kind,
-            organization_id=cluster.organization_id,
-            project_id=cluster.project_id,
-            site_id=cluster.site_id,
-            resource_kind="cluster",
-            resource_id=cluster.id,
+            action=f"cluster:{kind.partition('_')[0]}",
             plan=plan,
             targets=targets,
             created_by=principal.subject,
             trace=telemetry.carrier(),
         )
-        await operations.create_operation(session, KIT, new, now)
-        await outbox.record_audit(
-            session,
-            KIT,
-            AuditRecord(
-                at=now,
-                principal=principal.subject,
-                action=f"cluster:{kind.partition('_')[0]}",
-                resource_kind="cluster",
-                resource_id=cluster.id,
-                organization_id=cluster.organization_id,
-                project_id=cluster.project_id,
-                operation_id=new.id,
-            ),
-        )
-        row = await operations.lock_operation(session, KIT, new.id)
-        document = await operations.operation_document(session, KIT, row)
-        await idempotency.complete(session, KIT, begun, 202, document)
-        return document
+        return await store_order(session, cluster, order, begun, self.clock.now())
 
     async def delete(
         self,
