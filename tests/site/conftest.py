@@ -27,6 +27,8 @@ fabrics:
     address: 10.0.2.1:443
     credentials_ref: ufm
     switches: [ib-1, ib-2]
+scheduler_hosts:
+  - {name: head-0, address: "https://10.0.3.1:6820", credentials_ref: ufm}
 images:
   - {name: base, builtin: base}
 node_types:

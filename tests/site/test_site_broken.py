@@ -244,7 +244,7 @@ BROKEN = {
         "    serial: S2\n",
         "    serial: S2\n    serial: S3 #!\n",
         "nodes[1].serial",
-        "first in line 57",
+        "first in line 59",
     ),
     "a port in the switch twice": (
         "role: spine, ports: [swp1-4]}",
@@ -350,6 +350,33 @@ BROKEN = {
         "  - {name: base, url: 'http://images/base.raw'} #!",
         "images[0]",
         "sha256",
+    ),
+    "a scheduler host without TLS": (
+        "https://10.0.3.1:6820",
+        'http://10.0.3.1:6820", #!\n    rest: "',
+        "scheduler_hosts[0].address",
+        "is no https://host:port",
+    ),
+    "a scheduler host at the address of a BMC": (
+        "https://10.0.3.1:6820",
+        'https://10.0.0.1:443", #!\n    rest: "',
+        "scheduler_hosts[0].address",
+        "stands twice",
+    ),
+    "a scheduler host with an unknown account": (
+        '6820", credentials_ref: ufm}',
+        '6820", credentials_ref: umf} #!',
+        "scheduler_hosts[0].credentials_ref",
+        "did you mean ufm",
+    ),
+    "two scheduler hosts of one name": (
+        '  - {name: head-0, address: "https://10.0.3.1:6820", credentials_ref: ufm}',
+        (
+            '  - {name: head-0, address: "https://10.0.3.1:6820", credentials_ref: ufm}\n'
+            '  - {name: head-0, address: "https://10.0.3.2:1", credentials_ref: ufm} #!'
+        ),
+        "scheduler_hosts[1].name",
+        "stands twice",
     ),
     "an unknown version": ("version: 1", "version: 2 #!", "version", "is not one of 1"),
     "a tag": ("region: north", "region: !secret north #!", "region", "tag !secret is not known"),

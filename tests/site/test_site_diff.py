@@ -50,6 +50,13 @@ def test_a_changed_password_is_told_and_not_shown(site_text: str) -> None:
     assert found.changed[0].fields == (FieldChange("password", "**********", "**********"),)
 
 
+def test_a_scheduler_host_that_moves_is_a_change(site_text: str) -> None:
+    found = diff(parse_site(site_text), parse_site(site_text.replace("10.0.3.1", "10.0.3.9")))
+    assert [(change.kind, change.name) for change in found.changed] == [
+        (PartKind.SCHEDULER_HOST, "head-0")
+    ]
+
+
 def test_an_infiniband_fabric_that_goes_is_removed(site_text: str) -> None:
     site = parse_site(site_text)
     fabrics = site.fabrics.model_copy(update={"infiniband": None})

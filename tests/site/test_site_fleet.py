@@ -120,7 +120,7 @@ def test_passwords_differ_from_site_to_site_and_from_device_to_device(fleet: Sit
         for credential in site.credentials.values()
         if credential.password
     }
-    assert len(secrets) == 6
+    assert len(secrets) == 8
 
 
 def test_vendors_are_spread_in_turn_where_asked(tmp_path: Path) -> None:

@@ -71,6 +71,33 @@ def test_the_default_site_and_the_simulator_agree_on_every_cable(tmp_path: Path)
     assert config.bmc_credentials.password == password.get_secret_value()
 
 
+def test_a_site_has_a_scheduler_host_at_an_address_and_port_of_its_own(tmp_path: Path) -> None:
+    ports = SimPorts(bmc=1443, nvue=1765, ufm=1444, control=1470, scheduler=1480)
+    write_default_site(tmp_path, nodes=1, ports=ports)
+    site, config = load_site(tmp_path / "site.yaml"), load(tmp_path / "sim.yaml")
+    (host,) = site.scheduler_hosts
+    assert config.scheduler is not None
+    assert config.scheduler_port == 1480
+    assert host.address == f"https://{config.scheduler.address}:1480"
+    others = {node.bmc_address for node in config.nodes} | {s.address for s in config.switches}
+    assert config.ufm is not None
+    assert config.scheduler.address not in {*others, config.ufm.address}
+    password = site.credentials[host.credentials_ref].password
+    assert password is not None
+    assert config.scheduler_credentials is not None
+    assert config.scheduler_credentials.password == password.get_secret_value()
+    assert SimPorts(ufm=99).scheduler_host == 99
+
+
+def test_a_site_without_a_scheduler_host_can_be_simulated_and_one_with_two_cannot() -> None:
+    site = synthetic_site(1)
+    without = site.model_copy(update={"scheduler_hosts": ()})
+    assert SimConfig.model_validate(simulator_config(without, SimPorts())).scheduler is None
+    two = site.model_copy(update={"scheduler_hosts": site.scheduler_hosts * 2})
+    with pytest.raises(ValueError, match="one scheduler host"):
+        simulator_config(two, SimPorts())
+
+
 def test_both_files_are_private(tmp_path: Path) -> None:
     written = write_default_site(tmp_path, nodes=1)
     for file in (written.site_file, written.simulator_file):

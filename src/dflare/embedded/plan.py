@@ -251,6 +251,7 @@ def _write_default_site(layout: Layout, options: UpOptions, ports: PortBook) -> 
             nvue=ports.choose("sim-nvue"),
             ufm=ports.choose("sim-ufm"),
             control=ports.choose("sim-control"),
+            scheduler=ports.choose("sim-scheduler"),
         ),
         speed=options.chosen_speed,
         hardware_time=options.hardware_time.value,
@@ -259,9 +260,11 @@ def _write_default_site(layout: Layout, options: UpOptions, ports: PortBook) -> 
 
 def _require_simulator_ports(simulator_file: Path) -> None:
     """site.yaml names these ports, so they cannot move."""
-    for key in ("bmc_port", "nvue_port", "ufm_port", "control_port"):
-        port = int(_number(simulator_file, key))
-        if not port_is_free(port):
+    for key in ("bmc_port", "nvue_port", "ufm_port", "control_port", "scheduler_port"):
+        # A site without a scheduler host has no such line.
+        default = 0 if key == "scheduler_port" else None
+        port = int(_number(simulator_file, key, default))
+        if port and not port_is_free(port):
             raise PlanError(
                 f"Port {port} ({key} of {simulator_file}) is held by {port_holder(port)}, and "
                 "site.yaml names it. Stop that program, or start anew elsewhere by --data-dir."

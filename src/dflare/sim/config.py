@@ -112,6 +112,13 @@ class UfmManager(_Strict):
     default_membership: Literal["full", "limited"] = "full"
 
 
+class SchedulerHost(_Strict):
+    """The operator's machine that runs the controllers of Slurm clusters."""
+
+    name: str
+    address: str
+
+
 class HardwareTimes(_Strict):
     """Durations in simulated seconds; all zero means hardware that answers at once."""
 
@@ -135,7 +142,8 @@ ZERO_TIMES = HardwareTimes(
 class SimConfig(_Strict):
     """The whole file. ``*_port`` are TCP ports; 0 is refused because devices have fixed addresses.
 
-    ``speed`` is simulated seconds per wall second (1 to 600).
+    ``speed`` is simulated seconds per wall second (1 to 600). ``scheduler`` has a port and
+    credentials too, where it is there.
     """
 
     seed: int = 1
@@ -144,14 +152,27 @@ class SimConfig(_Strict):
     bmc_port: int = Field(gt=0)
     nvue_port: int = Field(gt=0)
     ufm_port: int = Field(gt=0)
+    scheduler_port: int | None = Field(default=None, gt=0)
     control_address: str = "127.0.0.1"
     control_port: int = Field(gt=0)
     bmc_credentials: Credentials
     nvue_credentials: Credentials
     ufm_credentials: Credentials
+    scheduler_credentials: Credentials | None = None
     nodes: tuple[Node, ...]
     switches: tuple[EthernetSwitch, ...]
     ufm: UfmManager | None = None
+    scheduler: SchedulerHost | None = None
+
+    @model_validator(mode="after")
+    def _scheduler_is_whole(self) -> Self:
+        given = (self.scheduler, self.scheduler_port, self.scheduler_credentials)
+        if any(part is None for part in given) and any(part is not None for part in given):
+            raise ValueError(
+                "scheduler, scheduler_port and scheduler_credentials belong together: give all or "
+                "none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _cables_end_somewhere(self) -> Self:

@@ -18,6 +18,7 @@ from dflare.site.values import (
     expand_ports,
     read_endpoint,
     read_guid,
+    read_https_address,
     read_mac,
     read_network,
     read_pkey_range,
@@ -69,6 +70,7 @@ class _Parts:
         self.has_infiniband = bool(self.infiniband)
         self.credentials = tuple(_mapping(data.get("credentials")))
         self.pkeys = _mapping(data.get("pools")).get("pkeys")
+        self.scheduler_hosts = list(_entries(data.get("scheduler_hosts"), ("scheduler_hosts",)))
         self.images = list(_entries(data.get("images"), ("images",)))
         self.node_types = list(_entries(data.get("node_types"), ("node_types",)))
         self.racks = list(_entries(data.get("racks"), ("racks",)))
@@ -90,6 +92,7 @@ class _Parts:
 
 
 def _names(site: _Parts) -> Iterator[Finding]:
+    yield from _twice("scheduler host", _values(site.scheduler_hosts, "name"))
     yield from _twice("image", _values(site.images, "name"))
     yield from _twice("node type", _values(site.node_types, "name"))
     yield from _twice("rack", _values(site.racks, "name"))
@@ -98,9 +101,10 @@ def _names(site: _Parts) -> Iterator[Finding]:
     yield from _twice("switch", [*_values(site.switches, "name"), *site.infiniband_switches])
     bmcs = [((*path, "bmc"), _mapping(node.get("bmc"))) for path, node in site.nodes]
     manager: list[Entry] = [(("fabrics", "infiniband"), site.infiniband)]
-    yield from _twice(
-        "address", _values([*site.switches, *manager, *bmcs], "address", read_endpoint)
-    )
+    addresses = _values([*site.switches, *manager, *bmcs], "address", read_endpoint)
+    for path, address in _values(site.scheduler_hosts, "address", read_https_address):
+        addresses.append((path, address.removeprefix("https://")))
+    yield from _twice("address", addresses)
     ethernet = [(path, port) for path, _, port in site.ports("ethernet")]
     yield from _twice("MAC", _values(ethernet, "mac", read_mac))
     infiniband = [(path, port) for path, _, port in site.ports("infiniband")]
@@ -169,6 +173,7 @@ def _credentials(site: _Parts) -> Iterator[Finding]:
     holders: list[Entry] = [
         (("fabrics", "ethernet"), site.ethernet),
         (("fabrics", "infiniband"), site.infiniband),
+        *site.scheduler_hosts,
     ]
     holders += [((*path, "bmc"), _mapping(node.get("bmc"))) for path, node in site.nodes]
     for path, holder in holders:

@@ -19,6 +19,7 @@ class PartKind(StrEnum):
     POOLS = "pools"
     ETHERNET_SWITCH = "ethernet_switch"
     INFINIBAND = "infiniband"
+    SCHEDULER_HOST = "scheduler_host"
     IMAGE = "image"
     NODE_TYPE = "node_type"
     RACK = "rack"
@@ -104,6 +105,8 @@ def _parts(document: SiteDocument) -> Iterator[tuple[tuple[PartKind, str], objec
         yield (PartKind.ETHERNET_SWITCH, switch.name), switch
     if document.fabrics.infiniband:
         yield (PartKind.INFINIBAND, document.fabrics.infiniband.name), document.fabrics.infiniband
+    for host in document.scheduler_hosts:
+        yield (PartKind.SCHEDULER_HOST, host.name), host
     for image in document.images:
         yield (PartKind.IMAGE, image.name), image
     for kind in document.node_types:

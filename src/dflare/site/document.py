@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints,
 from dflare.site.values import (
     Endpoint,
     Guid,
+    HttpsAddress,
     Label,
     Mac,
     Name,
@@ -175,6 +176,16 @@ class Fabrics(SiteModel):
     )
 
 
+class SchedulerHost(SiteModel):
+    """A machine of the operator that runs the controllers of tenants' Slurm clusters."""
+
+    name: Name = Field(description="Name, unique among the scheduler hosts of the site.")
+    address: HttpsAddress = Field(
+        description="https://host:port of its API, which docs/how-to/scheduler-host.md describes."
+    )
+    credentials_ref: Name = Field(description="Key of credentials; its account.")
+
+
 class Image(SiteModel):
     """An operating system image to order: a file at a URL, or one that the platform makes."""
 
@@ -323,6 +334,11 @@ class SiteDocument(SiteModel):
     )
     pools: Pools = Field(description="Identifiers that tenants' networks are made from.")
     fabrics: Fabrics = Field(description="Switches and fabric managers.")
+    scheduler_hosts: tuple[SchedulerHost, ...] = Field(
+        default=(),
+        description="Machines that run the controllers of Slurm clusters; without any, clusters of "
+        "kind slurm are refused.",
+    )
     images: tuple[Image, ...] = Field(default=(), description="Operating system images.")
     node_types: tuple[NodeType, ...] = Field(
         min_length=1, description="Kinds of server, with prices."

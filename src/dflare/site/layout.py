@@ -29,6 +29,7 @@ from dflare.site.document import (
     Pools,
     PrefixPool,
     Rack,
+    SchedulerHost,
     ServerVendor,
     SiteDocument,
 )
@@ -51,12 +52,22 @@ _LOOPBACK_BASE: Final = IPv4Address("127.20.0.0")
 
 @dataclass(frozen=True)
 class SimPorts:
-    """TCP ports of the simulated devices and of the simulator's own control interface."""
+    """TCP ports of the simulated devices and of the simulator's own control interface.
+
+    ``scheduler`` is that of the scheduler host, or None for the fabric manager's number: each has
+    an address of its own.
+    """
 
     bmc: int = 8443
     nvue: int = 8765
     ufm: int = 8444
     control: int = 8470
+    scheduler: int | None = None
+
+    @property
+    def scheduler_host(self) -> int:
+        """The port of the scheduler host."""
+        return self.ufm if self.scheduler is None else self.scheduler
 
 
 def random_password() -> str:
@@ -68,7 +79,8 @@ def random_password() -> str:
 class LayoutOptions:
     """What the operator may choose about a site that is laid out by rules.
 
-    ``address_base``: first of three neighbouring /16 for BMCs, switches and the fabric manager;
+    ``address_base``: first of three neighbouring /16 for BMCs, switches and the two managers (of
+    the InfiniBand fabric and of Slurm clusters);
     the default lies on the loopback network, where the simulator listens. ``vendors``: servers take
     them in turn. ``ethernet_ports``: cables of a server to the leaf of its rack.
     """
@@ -116,7 +128,7 @@ def lay_out(planned: Sequence[PlannedNode], options: LayoutOptions) -> SiteDocum
     if not 0 < len(planned) <= NODES_AT_MOST:
         raise ValueError(f"a site has 1 to {NODES_AT_MOST:,} servers, not {len(planned):,}")
     racks = list(_fill_racks(planned))
-    accounts = ("bmc", "nvue") + (("ufm",) if any(rack.unit for rack in racks) else ())
+    accounts = ["bmc", "nvue", *(["ufm"] if any(rack.unit for rack in racks) else []), "scheduler"]
     return SiteDocument(
         name=options.name,
         region=options.region,
@@ -127,6 +139,7 @@ def lay_out(planned: Sequence[PlannedNode], options: LayoutOptions) -> SiteDocum
         },
         pools=_pools(options),
         fabrics=_fabrics(racks, options),
+        scheduler_hosts=(_scheduler_host(options),),
         images=(Image(name="base", builtin="base"),),
         node_types=_types(planned),
         racks=tuple(_rack(number, rack) for number, rack in enumerate(racks)),
@@ -211,6 +224,11 @@ def _fabrics(racks: Sequence[_PlannedRack], options: LayoutOptions) -> Fabrics:
     return Fabrics(
         ethernet=EthernetFabric(credentials_ref="nvue", switches=switches), infiniband=infiniband
     )
+
+
+def _scheduler_host(options: LayoutOptions) -> SchedulerHost:
+    address = f"https://{_address(options, 2, 1)}:{options.ports.scheduler_host}"
+    return SchedulerHost(name="head-0", address=address, credentials_ref="scheduler")
 
 
 def _nodes(racks: Sequence[_PlannedRack], options: LayoutOptions) -> Iterator[Node]:

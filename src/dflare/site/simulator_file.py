@@ -55,6 +55,7 @@ def simulator_config(
     }
     if hardware_time == "zero":
         config["times"] = dict.fromkeys(_TIMES, 0)
+    config |= _scheduler(site, ports)
     return config | {
         "bmc_port": ports.bmc,
         "nvue_port": ports.nvue,
@@ -82,6 +83,22 @@ def simulator_config(
         ],
         "nodes": [_node(site, node, ports) for node in site.nodes],
     }
+
+
+def _scheduler(site: SiteDocument, ports: SimPorts) -> dict[str, object]:
+    """The keys of the scheduler host; none where the site has none."""
+    if len(site.scheduler_hosts) > 1:
+        raise ValueError(
+            f"the simulator has one scheduler host, the site {len(site.scheduler_hosts)}"
+        )
+    for host in site.scheduler_hosts:
+        address = _host(host.address.removeprefix("https://"), ports.scheduler_host)
+        return {
+            "scheduler_port": ports.scheduler_host,
+            "scheduler_credentials": _one_account(site, {host.credentials_ref}, "scheduler hosts"),
+            "scheduler": {"name": host.name, "address": address},
+        }
+    return {}
 
 
 def _node(site: SiteDocument, node: Node, ports: SimPorts) -> dict[str, object]:

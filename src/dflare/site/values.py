@@ -213,6 +213,24 @@ def read_endpoint(value: object) -> object:
     return value.lower()
 
 
+def read_https_address(value: object) -> object:
+    """Read ``https://host:port``, in lower case; raises ``PydanticCustomError``."""
+    if not isinstance(value, str):
+        return value
+    scheme, separator, endpoint = value.partition("://")
+    found = _ENDPOINT.fullmatch(endpoint.removesuffix("/"))
+    if (
+        not separator
+        or scheme.lower() != "https"
+        or found is None
+        or not 0 < int(found[1]) < 1 << 16
+    ):
+        raise refusal(
+            f"{value!r} is no https://host:port", "write host and TCP port: https://10.0.3.1:6820"
+        )
+    return value.lower().removesuffix("/")
+
+
 def split_endpoint(address: str) -> tuple[str, int]:
     """Split ``host:port`` of a valid document into its host (without brackets) and TCP port."""
     host, _, port = address.rpartition(":")
@@ -309,6 +327,17 @@ Endpoint = Annotated[
     str,
     BeforeValidator(read_endpoint),
     WithJsonSchema({"type": "string", "pattern": r":[0-9]{1,5}$", "examples": ["10.0.0.5:443"]}),
+]
+HttpsAddress = Annotated[
+    str,
+    BeforeValidator(read_https_address),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": "^https://.+:[0-9]{1,5}/?$",
+            "examples": ["https://10.0.3.1:6820"],
+        }
+    ),
 ]
 Mac = Annotated[
     str,
