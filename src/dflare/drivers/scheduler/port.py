@@ -13,6 +13,17 @@ from enum import StrEnum
 from typing import Protocol
 
 
+@dataclass(frozen=True, slots=True)
+class HostAccess:
+    """How to reach a scheduler host: ``address`` is ``https://host:port``; the password never
+    shows in ``repr``."""
+
+    name: str
+    address: str
+    username: str
+    password: str = field(repr=False)
+
+
 class SchedulerState(StrEnum):
     """Whether a host can run schedulers. ``preparing`` becomes one of the others by itself."""
 
@@ -261,3 +272,7 @@ class JobAccounting(Protocol):
             SchedulerRefusedError: the scheduler knows no such job any more.
         """
         ...
+
+
+class SchedulerHostDriver(SchedulerDriver, JobAccounting, Protocol):
+    """A host that does both, as every one does that this platform orders clusters from."""
