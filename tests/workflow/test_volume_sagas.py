@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from real_platform import Saboteurs
 from sagakit import Disturbance, Final, HastyClock, Sabotaged, check_final, disturbances
+from share_world import SHARE, SITE, UNSHARE, ShareWorld
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from temporalio.client import Client
@@ -38,14 +39,13 @@ from dflare.services.volumes.settings import VolumesSettings
 from dflare.services.volumes.signals import Signals
 from dflare.services.volumes.tables import KIT, KnownSite, QuotaLimit, UsageInterval, Volume
 
-SITE = "site_kit"
+PLANS = {**SAGAS, SHARE.saga: SHARE, UNSHARE.saga: UNSHARE}
+SELECTED = ("create_volume", "resize_volume", "delete_volume", "share", "unshare")
 Case = tuple[str, Disturbance | None]
 CASES: list[Case] = [
-    (saga, disturbance)
-    for saga in ("create_volume", "resize_volume", "delete_volume")
-    for disturbance in disturbances(SAGAS[saga])
+    (saga, disturbance) for saga in SELECTED for disturbance in disturbances(PLANS[saga])
 ]
-ALONE: list[Case] = [("create_volume", None), ("resize_volume", None), ("delete_volume", None)]
+ALONE: list[Case] = [(saga, None) for saga in SELECTED]
 AT_ONCE = 8
 BEFORE = {
     "create_volume": VolumeState.PENDING,
@@ -218,8 +218,10 @@ class Cases:
     clock: HastyClock = field(default_factory=HastyClock)
     ends: dict[Case, asyncio.Future[Final]] = field(default_factory=dict)
 
-    def world(self, saga: str) -> VolumeWorld:
+    def world(self, saga: str) -> VolumeWorld | ShareWorld:
         """A project for one order."""
+        if saga in ("share", "unshare"):
+            return ShareWorld(self.database, self.storage, self.settings, PLANS[saga], self.signals)
         return VolumeWorld(
             self.database, self.storage, self.settings, SAGAS[saga], signals=self.signals
         )
@@ -335,7 +337,7 @@ def by_queue(cases: Cases) -> Mapping[str, Sequence[Any]]:
 
 
 async def test_each_saga_ends_where_its_tenant_wants_it(cases: Cases) -> None:
-    made, resized, deleted = [await cases.ends[case] for case in ALONE]
+    made, resized, deleted, shared, unshared = [await cases.ends[case] for case in ALONE]
 
     assert (made.state, made.snapshot["state"]) == (OperationState.SUCCEEDED, "ready")
     assert made.snapshot["usage"] == [(10, True)]
@@ -344,6 +346,9 @@ async def test_each_saga_ends_where_its_tenant_wants_it(cases: Cases) -> None:
     assert (deleted.state, deleted.snapshot["state"]) == (OperationState.SUCCEEDED, "deleted")
     assert deleted.snapshot["present"] == (False, False, False)
     assert deleted.snapshot["secret"] is False
+    assert shared.state is unshared.state is OperationState.SUCCEEDED
+    assert [one.get("mine") for one in shared.snapshot["granted"]] == [True, False]
+    assert unshared.snapshot == await cases.world("unshare").untouched()
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join(str(part) for part in case))
@@ -355,4 +360,4 @@ async def test_a_disturbed_order_of_a_volume_ends_as_an_undisturbed_one_or_undon
     assert undisturbed.state is OperationState.SUCCEEDED
 
     untouched = await cases.world(saga).untouched()
-    check_final(SAGAS[saga], undisturbed, untouched, disturbance, final)
+    check_final(PLANS[saga], undisturbed, untouched, disturbance, final)
