@@ -112,6 +112,8 @@ class NodeTypeFacts(_Contract):
     gpus: int
     infiniband_rails: int
     price_per_node_hour: str
+    cpus: int = 0
+    memory_mib: int = 0
 
 
 class SwitchFacts(_Contract):
@@ -132,6 +134,15 @@ class UfmFacts(_Contract):
     name: str
     address: str
     driver: str
+    secret: str
+
+
+class SchedulerHostFacts(_Contract):
+    """A host of the operator's that runs tenants' schedulers; ``address`` is
+    ``https://host:port``, ``secret`` as a switch's."""
+
+    name: str
+    address: str
     secret: str
 
 
@@ -159,4 +170,5 @@ class SiteDeclared(_Contract):
     pools: PoolFacts
     node_types: tuple[NodeTypeFacts, ...]
     images: tuple[str, ...] = ()
+    scheduler_hosts: tuple[SchedulerHostFacts, ...] = ()
     volume_price_per_gib_hour: str | None = None

@@ -11,6 +11,7 @@ from dflare.services.baremetal.contract import (
     NodeState,
     NodeTypeFacts,
     PoolFacts,
+    SchedulerHostFacts,
     SiteDeclared,
     SwitchFacts,
     UfmFacts,
@@ -124,6 +125,14 @@ def site_declared(site_id: str, document: SiteDocument, sealer: Sealer) -> SiteD
         ),
         node_types=tuple(_type_facts(kind) for kind in document.node_types),
         images=tuple(image.name for image in document.images),
+        scheduler_hosts=tuple(
+            SchedulerHostFacts(
+                name=host.name,
+                address=host.address,
+                secret=sealed(host.name, host.credentials_ref),
+            )
+            for host in document.scheduler_hosts
+        ),
         volume_price_per_gib_hour=None if volume_price is None else str(volume_price),
     )
 
@@ -152,4 +161,6 @@ def _type_facts(kind: NodeType) -> NodeTypeFacts:
         gpus=kind.gpu.count if kind.gpu else 0,
         infiniband_rails=kind.infiniband_rails,
         price_per_node_hour=str(kind.price_per_node_hour),
+        cpus=kind.cpu.cores,
+        memory_mib=kind.memory_gib * 1024,
     )

@@ -34,6 +34,8 @@ class BootConfigs:
                 "image": data.image,
                 "ssh_keys": list(data.ssh_keys),
                 "user_data_sealed": data.user_data_sealed,
+                "kind": data.kind,
+                "scheduler_sealed": data.scheduler_sealed,
                 "version": entry.resource_version,
             }
         await _upsert(session, BootConfig, "cluster_id", rows)

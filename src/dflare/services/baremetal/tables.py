@@ -174,6 +174,8 @@ class BootConfig(Base):
     image: Mapped[str]
     ssh_keys: Mapped[list[str]]
     user_data_sealed: Mapped[str | None]
+    kind: Mapped[str]
+    scheduler_sealed: Mapped[str | None]
     version: Mapped[int]
 
 
@@ -191,6 +193,7 @@ class Holder(Base):
     operation_id: Mapped[str]
     state: Mapped[str]
     epoch: Mapped[int]
+    pool: Mapped[str] = mapped_column(server_default="")
     slot: Mapped[int] = mapped_column(server_default="0")
     version: Mapped[int]
 

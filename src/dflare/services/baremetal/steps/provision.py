@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -27,6 +28,7 @@ from dflare.services.baremetal.steps.base import (
 from dflare.services.baremetal.steps.boot import LOOK_EVERY_S, boot_agent, run_task
 from dflare.services.baremetal.steps.power import power_off
 from dflare.services.baremetal.tables import BootConfig, Image, Node
+from dflare.services.clusters.contract import SchedulerSecret
 
 PURPOSE = "provision"
 _TENANT_ROUND = 2
@@ -34,13 +36,36 @@ _TENANT_ROUND = 2
 
 
 class BootPlan:
-    """What the nodes boot with: the cluster's configuration, its image, its user data."""
+    """What the nodes boot with: the cluster's configuration, its image, its user data, and of a
+    Slurm cluster its secret and the name that each node has there, as far as it is known."""
 
-    def __init__(self, config: BootConfig, image: Image | None, user_data: str) -> None:
+    def __init__(
+        self,
+        config: BootConfig,
+        image: Image | None,
+        user_data: str,
+        scheduler: SchedulerSecret | None,
+        slots: Mapping[str, str],
+    ) -> None:
         self.config = config
         self.image = image
         self.user_data = user_data
+        self.scheduler = scheduler
+        self.slots = slots
         self.source: ImageSource | None = None
+
+    def vendor_data(self, node_id: str) -> str:
+        """The vendor data of a node; empty where it joins nothing.
+
+        Raises:
+            StillWaitingError: its allocation has not been heard of.
+        """
+        if self.scheduler is None:
+            return ""
+        slot = self.slots.get(node_id)
+        if slot is None:
+            raise StillWaitingError("the node's place in its cluster has not come yet")
+        return slurmd_vendor_data(self.scheduler, slot)
 
 
 class _TenantStep(NodeStep):
@@ -49,8 +74,8 @@ class _TenantStep(NodeStep):
     async def load_extra(self, session: AsyncSession, call: StepCall) -> object:
         """See ``NodeStep.load_extra``."""
         cluster_id = call.params.get("cluster_id") or call.resource_id
+        held = await repository.holders(session, SCOPE, list(call.targets))
         if call.ordering_service == SCHEMA:
-            held = await repository.holders(session, SCOPE, list(call.targets))
             cluster_id = next((holder.cluster_id for holder in held.values()), "")
         config = await repository.boot_config(session, SCOPE, cluster_id)
         if config is None:
@@ -60,7 +85,19 @@ class _TenantStep(NodeStep):
         if sealed is not None:
             name = f"user_data/{cluster_id}"
             user_data = self.parts.sealer.open(name, base64.b64decode(sealed)).decode()
-        return BootPlan(config, image, user_data)
+        slots = {
+            node_id: f"{holder.pool}-{holder.slot}"
+            for node_id, holder in held.items()
+            if holder.cluster_id == cluster_id
+        }
+        return BootPlan(config, image, user_data, self._scheduler(config), slots)
+
+    def _scheduler(self, config: BootConfig) -> SchedulerSecret | None:
+        if config.scheduler_sealed is None:
+            return None
+        sealed = base64.b64decode(config.scheduler_sealed)
+        name = f"scheduler/{config.cluster_id}"
+        return SchedulerSecret.model_validate_json(self.parts.sealer.open(name, sealed))
 
     async def prepare(self, call: StepCall, loaded: Loaded) -> dict[str, Conversation]:
         """See ``NodeStep.prepare``."""
@@ -73,8 +110,8 @@ class _TenantStep(NodeStep):
         ]
         return await self.parts.sessions.open(keys)
 
-    def plan_of(self, work: NodeWork) -> tuple[BootConfig, ImageSource, str]:
-        """Configuration, image source and user data.
+    def plan_of(self, work: NodeWork) -> tuple[BootPlan, ImageSource]:
+        """What the node boots with, and where its image comes from.
 
         Raises:
             NodeFailedError: the image is not one of the site's.
@@ -85,7 +122,7 @@ class _TenantStep(NodeStep):
             raise StillWaitingError("the cluster's boot configuration has not come yet")
         if plan.source is None:
             raise NodeFailedError(f"the site has no image {plan.config.image}")
-        return plan.config, plan.source, plan.user_data
+        return plan, plan.source
 
 
 class Provision(_TenantStep):
@@ -101,11 +138,11 @@ class Provision(_TenantStep):
 
     async def work(self, work: NodeWork) -> Outcome:
         """See ``NodeStep.work``."""
-        config, source, user_data = self.plan_of(work)
+        plan, source = self.plan_of(work)
+        drive = _config_drive(work, plan)
         if "write_image" not in work.session.done:
             await boot_agent(work, 1)
         _check_serial(work)
-        drive = _config_drive(work, config, user_data)
         observed = await run_task(
             work,
             "write_image",
@@ -138,12 +175,12 @@ class Start(_TenantStep):
 
     async def work(self, work: NodeWork) -> Outcome:
         """See ``NodeStep.work``."""
-        config, source, _ = self.plan_of(work)
+        plan, source = self.plan_of(work)
         bmc, access, session = work.parts.bmc, work.node.bmc, work.session
         if session.up is None:
             await self._until_up(work)
         up = session.up or {}
-        _check_up(work, up, config, source)
+        _check_up(work, up, plan.config, source)
         while not (await bmc.observe(access)).os_running:
             await work.pause("the BMC does not see the system run yet")
         return Outcome("done", observed={"boot_id": up["boot_id"]})
@@ -196,8 +233,32 @@ def _check_up(work: NodeWork, up: dict[str, Any], config: BootConfig, source: Im
         raise NodeFailedError("its SSH keys are not those of the order")
 
 
-def _config_drive(work: NodeWork, config: BootConfig, user_data: str) -> dict[str, Any]:
+def slurmd_vendor_data(scheduler: SchedulerSecret, slot: str) -> str:
+    """Vendor data that makes a node ``slot`` of its Slurm cluster: the munge key, and a slurmd
+    that takes its name and its configuration from there. JSON is YAML 1.2.
+
+    Source: cloud-init, modules ``write_files`` and ``runcmd``; slurmd(8), configless.
+    """
+    options = f'SLURMD_OPTIONS="-N {slot} --conf-server {scheduler.controller}"\n'
+    document = {
+        "write_files": [
+            {
+                "path": "/etc/munge/munge.key",
+                "encoding": "b64",
+                "content": scheduler.munge_key,
+                "owner": "munge:munge",
+                "permissions": "0400",
+            },
+            {"path": "/etc/default/slurmd", "content": options, "permissions": "0644"},
+        ],
+        "runcmd": [["systemctl", "enable", "--now", "munge", "slurmd"]],
+    }
+    return f"#cloud-config\n{orjson.dumps(document).decode()}\n"
+
+
+def _config_drive(work: NodeWork, plan: BootPlan) -> dict[str, Any]:
     """What cloud-init reads: a NoCloud drive's documents."""
+    config = plan.config
     meta_data = {
         "instance-id": f"{work.node.id}/{work.call.operation_id}",
         "local-hostname": work.node.name,
@@ -209,7 +270,8 @@ def _config_drive(work: NodeWork, config: BootConfig, user_data: str) -> dict[st
         },
     }
     return {
-        "user_data": user_data,
+        "user_data": plan.user_data,
+        "vendor_data": plan.vendor_data(work.node.id),
         "meta_data": orjson.dumps(meta_data).decode(),
         "ssh_keys": list(config.ssh_keys),
         "phone_home_url": f"{work.parts.public_url}/v1/agent/up",
