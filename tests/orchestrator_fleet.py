@@ -41,6 +41,7 @@ class Fleet:
     site_id: str = field(default_factory=lambda: new_id("site"))
     project_id: str = field(default_factory=lambda: new_id("prj"))
     positions: int = 0
+    racks_per_rail_block: int = 0
 
     @property
     def service(self) -> OrchestratorService:
@@ -129,9 +130,24 @@ class Fleet:
                 "block": "b0",
                 "nvlink_domain": None,
                 "ethernet": [],
-                "infiniband": [],
+                "infiniband": self._rails(number),
             },
         )
+
+    def _rails(self, number: int) -> list[dict[str, Any]]:
+        if not self.racks_per_rail_block:
+            return []
+        block = number // 4 // self.racks_per_rail_block
+        return [
+            {
+                "name": f"hca{rail}",
+                "guid": f"{number:08x}{rail:08x}",
+                "rail": rail,
+                "switch": f"ib-{block}-{rail}",
+                "port": str(number),
+            }
+            for rail in range(2)
+        ]
 
     def state(self, number: int, state: str, version: int, *, cordoned: bool = False) -> FeedEntry:
         return self.entry(

@@ -16,11 +16,15 @@ from dflare.kit.clock import Clock
 from dflare.kit.ids import new_id
 from dflare.kit.plan import StepCall
 from dflare.kit.steps import DONE, Outcome, Step
+from dflare.services.auth.contract import Scope
 from dflare.services.orchestrator import domain, repository
-from dflare.services.orchestrator.contract import AllocationState
-from dflare.services.orchestrator.placement import place
-from dflare.services.orchestrator.service import candidate_of, why_not_free
+from dflare.services.orchestrator.contract import AllocationState, Wishes
+from dflare.services.orchestrator.placement import Wish, place
+from dflare.services.orchestrator.placement_pools import why_not_free, wish_of
+from dflare.services.orchestrator.service import placement_of
 from dflare.services.orchestrator.tables import Allocation
+
+_SCOPE = Scope.system("steps on the ledger of allocations")
 
 CAPACITY_LOST = "capacity_lost"
 
@@ -282,9 +286,12 @@ async def _stand_in(
         return None
     tried = {one.node_id for one in known}
     nodes = await repository.site_nodes(session, old.site_id, [old.node_type])
-    near = [candidate_of(node) for node in nodes if node.node_id in tried and node.busy]
+    wish = await _wish(session, call)
+    cluster = await repository.of_cluster(session, _SCOPE, call.resource_id)
+    going = {one.node_id for one in cluster if one.state != AllocationState.RELEASING} - {target}
+    near = [node.candidate for node in nodes if node.node_id in going]
     free = [node for node in nodes if node.free and node.node_id not in tried]
-    choice = place([candidate_of(node) for node in free], 1, near)
+    choice = place([node.candidate for node in free], 1, near, wish)
     if choice is None:
         return None
     chosen = next(node for node in free if node.node_id == choice.nodes[0].node_id)
@@ -301,11 +308,21 @@ async def _stand_in(
     return chosen.node_id
 
 
+async def _wish(session: AsyncSession, call: StepCall) -> Wish:
+    row = await repository.reservation(session, call.operation_id)
+    if row is None:
+        return Wish()
+    return wish_of(await placement_of(session, Wishes.model_validate(row.wishes)))
+
+
 async def _none_left(session: AsyncSession, known: Sequence[Allocation], target: str) -> str:
     old = next((one for one in known if one.node_id == target), None)
     if old is None:
         return "the order does not have this node"
     nodes = await repository.site_nodes(session, old.site_id, [old.node_type])
+    tried = {one.node_id for one in known}
+    if free := sum(node.free and node.node_id not in tried for node in nodes):
+        return f"none of the {free} free nodes of type {old.node_type} meets the order's wishes"
     reasons = why_not_free(old.node_type, nodes)
     counted = ", ".join(f"{number} {reason}" for reason, number in reasons.items())
     return f"no free node of type {old.node_type} is left ({counted})"

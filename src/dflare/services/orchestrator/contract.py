@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol
+from typing import Annotated, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dflare.kit.plan import Plan
 
@@ -74,6 +74,42 @@ class ClaimFacts(_Contract):
     held: bool
 
 
+class Shape(StrEnum):
+    """How the nodes of an order lie to each other."""
+
+    PACK = "pack"
+    """In as few blocks, rail blocks, racks and NVLink domains as possible."""
+    SPREAD = "spread"
+    """Over as many racks as possible, as evenly as possible: a rack that fails takes few."""
+
+
+class Same(StrEnum):
+    """A group that must hold the whole order."""
+
+    NVLINK_DOMAIN = "nvlink-domain"
+    LEAF = "leaf"
+    """One Ethernet leaf, which is one rack."""
+    RAIL_BLOCK = "rail-block"
+    """One set of InfiniBand leaf switches, one a rail."""
+    BLOCK = "block"
+
+
+class PlacementWish(_Contract):
+    """Where an order's nodes shall lie; ``exclude`` has ids or names of nodes it must not get."""
+
+    shape: Shape = Shape.PACK
+    same: Same | None = None
+    exclude: tuple[Annotated[str, Field(min_length=1, max_length=255)], ...] = Field(
+        default=(), max_length=1024
+    )
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        if self.shape is Shape.SPREAD and self.same in (Same.NVLINK_DOMAIN, Same.LEAF):
+            raise ValueError(f"spread goes over racks; the same {self.same} stands in one")
+        return self
+
+
 class PoolWish(_Contract):
     """So many nodes of a type for one node pool."""
 
@@ -83,13 +119,18 @@ class PoolWish(_Contract):
 
 
 class Wishes(_Contract):
-    """What an order needs. The hold lives ``ttl_s`` of wall time unless it is confirmed."""
+    """What an order needs. The hold lives ``ttl_s`` of wall time unless it is confirmed.
+
+    Nodes for a cluster that has some already are placed near those, and, without a ``placement``
+    of their own, as the cluster's first nodes were wished.
+    """
 
     organization_id: str
     project_id: str
     site_id: str
     cluster_id: str
     pools: tuple[PoolWish, ...]
+    placement: PlacementWish | None = None
     ttl_s: float = 120
 
 

@@ -8,10 +8,10 @@ go to the name. docs/adr/0011-placement.md has the rules and why.
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from heapq import heapify, heappop, heappush
 from typing import Final
 
+from dflare.services.orchestrator.contract import Same, Shape
 from dflare.services.orchestrator.placement_tree import (
     Candidate,
     Groups,
@@ -27,27 +27,7 @@ from dflare.services.orchestrator.placement_tree import (
 )
 
 __all__ = ["Alternative", "Candidate", "Choice", "Refusal", "Same", "Shape", "Wish"]
-__all__ += ["choose", "place", "rail_block_named"]
-
-
-class Shape(StrEnum):
-    """How the nodes of an order lie to each other."""
-
-    PACK = "pack"
-    """In as few blocks, rail blocks, racks and NVLink domains as possible."""
-    SPREAD = "spread"
-    """Over as many racks as possible, as evenly as possible: a rack that fails takes few."""
-
-
-class Same(StrEnum):
-    """A group that must hold the whole order."""
-
-    NVLINK_DOMAIN = "nvlink-domain"
-    LEAF = "leaf"
-    """One Ethernet leaf, which is one rack."""
-    RAIL_BLOCK = "rail-block"
-    """One set of InfiniBand leaf switches, one a rail."""
-    BLOCK = "block"
+__all__ += ["choose", "in_groups_that_hold", "place", "rail_block_named"]
 
 
 @dataclass(frozen=True)
@@ -146,6 +126,27 @@ def choose(
     if count < 1:
         raise ValueError(f"an order has at least one node, not {count}")
     return _try(candidates, count, near, wish) or _refuse(candidates, count, near, wish)
+
+
+def in_groups_that_hold(
+    several: Sequence[tuple[Sequence[Candidate], int]],
+    near: Sequence[Candidate],
+    wish: Wish,
+) -> list[Sequence[Candidate]]:
+    """Candidates of each part of an order (with its count) in those groups that hold every part;
+    all of them where nothing has to lie in one group, or where no group holds all."""
+    everything = [candidates for candidates, _ in several]
+    if wish.same is None:
+        return everything
+    _, key = _KEYS[wish.same]
+    common: set[Key] | None = None
+    for candidates, count in several:
+        groups = _eligible(_allowed(candidates, wish), near, wish.same)
+        holding = {name for name, nodes in groups.items() if len(nodes) >= count}
+        common = holding if common is None else common & holding
+    if not common:
+        return everything
+    return [[node for node in part if key(node) in common] for part in everything]
 
 
 def _try(

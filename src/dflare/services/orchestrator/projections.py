@@ -19,6 +19,7 @@ from dflare.services.baremetal.contract import (
 )
 from dflare.services.metering.contract import QuotaLimit as QuotaLimitFacts
 from dflare.services.orchestrator import repository
+from dflare.services.orchestrator.placement import rail_block_named
 from dflare.services.orchestrator.tables import KIT, Node, OperationIndex, QuotaLimit, Site
 
 Row = dict[str, Any]
@@ -33,6 +34,7 @@ _FACTS_AT_START: Row = {
     "rack": "",
     "block": "",
     "nvlink_domain": None,
+    "rail_block": None,
     "retired": False,
     "state": "declared",
     "cordoned": False,
@@ -143,6 +145,7 @@ def _node_change(entry: FeedEntry) -> Row:
             "rack": declared.rack,
             "block": declared.block,
             "nvlink_domain": declared.nvlink_domain,
+            "rail_block": rail_block_named({one.rail: one.switch for one in declared.infiniband}),
             "retired": declared.retired,
         }
     changed = NodeStateChanged.model_validate(entry.data)

@@ -20,6 +20,7 @@ from dflare.kit.ids import new_id
 from dflare.services.auth.contract import Scope
 from dflare.services.orchestrator import domain
 from dflare.services.orchestrator.contract import AllocationState
+from dflare.services.orchestrator.placement_pools import SiteNode
 from dflare.services.orchestrator.tables import (
     KIT,
     Allocation,
@@ -52,27 +53,6 @@ async def site(session: AsyncSession, site_id: str) -> Site | None:
     return await session.get(Site, site_id)
 
 
-@dataclass(frozen=True)
-class SiteNode:
-    """A node as placement sees it; ``busy`` where an order or another operation has it."""
-
-    node_id: str
-    name: str
-    node_type: str
-    gpus: int
-    rack: str
-    block: str
-    nvlink_domain: str | None
-    state: str
-    cordoned: bool
-    busy: bool
-
-    @property
-    def free(self) -> bool:
-        """Whether an order may have it."""
-        return self.state == "available" and not self.cordoned and not self.busy
-
-
 async def site_nodes(
     session: AsyncSession, site_id: str, node_types: Iterable[str]
 ) -> list[SiteNode]:
@@ -88,6 +68,7 @@ async def site_nodes(
             Node.rack,
             Node.block,
             Node.nvlink_domain,
+            Node.rail_block,
             Node.state,
             Node.cordoned,
             (Node.node_id.in_(allocated) | Node.node_id.in_(claimed)).label("busy"),
@@ -188,6 +169,18 @@ async def count_quota(session: AsyncSession, allocations: Sequence[Allocation], 
 async def reservation(session: AsyncSession, operation_id: str) -> Reservation | None:
     """What an operation wished for."""
     return await session.get(Reservation, operation_id)
+
+
+async def first_reservation(session: AsyncSession, cluster_id: str) -> Reservation | None:
+    """What the order wished for that gave a cluster its first nodes."""
+    query = (
+        select(Reservation)
+        .join(Allocation, Allocation.reserved_by == Reservation.operation_id)
+        .where(Allocation.cluster_id == cluster_id)
+        .order_by(Allocation.created_at, Allocation.id)
+        .limit(1)
+    )
+    return (await session.scalars(query)).first()
 
 
 async def store_reservation(session: AsyncSession, row: Reservation) -> None:

@@ -19,17 +19,23 @@ from dflare.services.orchestrator import repository
 from dflare.services.orchestrator.contract import (
     AllocationState,
     Placed,
+    PlacementWish,
     Reservation,
     Wishes,
 )
 from dflare.services.orchestrator.errors import (
-    CapacityError,
     QuotaError,
     UnknownNodeTypeError,
     UnknownSiteError,
 )
-from dflare.services.orchestrator.placement import Candidate, place
-from dflare.services.orchestrator.repository import SiteNode
+from dflare.services.orchestrator.placement_pools import (
+    Placement,
+    PoolRefusal,
+    capacity_error,
+    place_pools,
+    wanted_by_type,
+    wish_of,
+)
 from dflare.services.orchestrator.sagas import SAGAS
 from dflare.services.orchestrator.tables import Allocation
 from dflare.services.orchestrator.tables import Reservation as ReservationRow
@@ -38,23 +44,6 @@ SCHEMA = "orchestrator"
 CREATE = "create_cluster"
 
 _SCOPE = Scope.system("the ledger of allocations")
-_STATES_IN_WORDS = {
-    "declared": "not enrolled yet",
-    "enrolling": "being enrolled",
-    "preparing": "being cleaned or prepared",
-    "provisioning": "being cleaned or prepared",
-    "cleaning": "being cleaned or prepared",
-    "active": "held by other orders",
-    "rescue": "held by other orders",
-}
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """A node for a pool of an order."""
-
-    pool: str
-    node: SiteNode
 
 
 @dataclass(frozen=True)
@@ -77,8 +66,8 @@ class OrchestratorService:
                     return held
                 await _check_site(session, wishes)
                 await _check_quota(session, wishes, lock=True)
-                chosen, explanation = await _choose(session, wishes)
-                return await self._hold(session, operation_id, wishes, chosen, explanation)
+                placement = await _choose(session, wishes)
+                return await self._hold(session, operation_id, wishes, placement)
 
     async def release_hold(self, operation_id: str) -> None:
         """Give back at once what an order that is refused still holds; see the contract."""
@@ -94,9 +83,11 @@ class OrchestratorService:
         async with self.database.transaction(SCHEMA) as session:
             await _check_site(session, wishes)
             await _check_quota(session, wishes, lock=False)
-            chosen, explanation = await _choose(session, wishes)
-        placed = tuple(Placed("", one.node.node_id, one.node.name, one.pool, 0) for one in chosen)
-        return Reservation(placed, _plan(wishes), explanation, self._expiry(wishes))
+            placement = await _choose(session, wishes)
+        placed = tuple(
+            Placed("", one.node.node_id, one.node.name, one.pool, 0) for one in placement.chosen
+        )
+        return Reservation(placed, _plan(wishes), placement.explanation, self._expiry(wishes))
 
     def plan(self, saga: str) -> Plan:
         """The present plan of a saga.
@@ -156,10 +147,10 @@ class OrchestratorService:
         session: AsyncSession,
         operation_id: str,
         wishes: Wishes,
-        chosen: Sequence[_Chosen],
-        explanation: str,
+        placement: Placement,
     ) -> Reservation:
         now, expires_at = self.clock.now(), self._expiry(wishes)
+        chosen, explanation = placement.chosen, placement.explanation
         epochs = await repository.raise_epochs(session, [one.node.node_id for one in chosen])
         sizes = Counter(one.pool for one in chosen)
         slots = {
@@ -229,15 +220,8 @@ async def _check_site(session: AsyncSession, wishes: Wishes) -> None:
             )
 
 
-def _wanted_by_type(wishes: Wishes) -> Counter[str]:
-    wanted: Counter[str] = Counter()
-    for pool in wishes.pools:
-        wanted[pool.node_type] += pool.count
-    return wanted
-
-
 async def _check_quota(session: AsyncSession, wishes: Wishes, *, lock: bool) -> None:
-    wanted = _wanted_by_type(wishes)
+    wanted = wanted_by_type(wishes.pools)
     limits = await repository.quota_limits(session, wishes.project_id)
     used = await repository.quota_used(session, wishes.project_id, wanted, lock=lock)
     for node_type, count in sorted(wanted.items()):
@@ -254,84 +238,37 @@ async def _check_quota(session: AsyncSession, wishes: Wishes, *, lock: bool) -> 
             )
 
 
-async def _choose(session: AsyncSession, wishes: Wishes) -> tuple[list[_Chosen], str]:
+async def _choose(session: AsyncSession, wishes: Wishes) -> Placement:
     """Nodes for every pool, locked against a change of their state.
 
     Raises:
-        CapacityError: too few are free.
+        CapacityError: too few are free, or none that meet its wishes.
     """
-    nodes = await repository.site_nodes(session, wishes.site_id, _wanted_by_type(wishes))
+    own = {
+        one.node_id: one.node_type
+        for one in await repository.of_cluster(session, _SCOPE, wishes.cluster_id)
+        if one.state != AllocationState.RELEASING
+    }
+    wish = wish_of(await placement_of(session, wishes))
+    nodes = await repository.site_nodes(
+        session, wishes.site_id, {*wanted_by_type(wishes.pools), *own.values()}
+    )
+    near = [node for node in nodes if node.node_id in own]
     changed: set[str] = set()
     while True:
-        chosen, explanation = _place_pools(wishes, nodes, changed)
-        late = await repository.no_longer_free(session, [one.node.node_id for one in chosen])
+        free = [node for node in nodes if node.free and node.node_id not in changed]
+        answer = place_pools(wishes.pools, free, near, wish)
+        if isinstance(answer, PoolRefusal):
+            raise capacity_error(wishes.pools, nodes, free, answer)
+        late = await repository.no_longer_free(session, [one.node.node_id for one in answer.chosen])
         if not late:
-            return chosen, explanation
+            return answer
         changed |= late
 
 
-def _place_pools(
-    wishes: Wishes, nodes: Sequence[SiteNode], changed: set[str]
-) -> tuple[list[_Chosen], str]:
-    by_id = {node.node_id: node for node in nodes}
-    free = [node for node in nodes if node.free and node.node_id not in changed]
-    for node_type, count in sorted(_wanted_by_type(wishes).items()):
-        candidates = [node for node in free if node.node_type == node_type]
-        if len(candidates) < count:
-            raise _too_few(node_type, count, len(candidates), nodes)
-    chosen: list[_Chosen] = []
-    taken: list[Candidate] = []
-    explanations: list[str] = []
-    for pool in wishes.pools:
-        used = {one.node_id for one in taken}
-        choice = place(
-            [
-                candidate_of(node)
-                for node in free
-                if node.node_type == pool.node_type and node.node_id not in used
-            ],
-            pool.count,
-            taken,
-        )
-        assert choice is not None, "the sum over pools of a type was checked above"
-        taken.extend(choice.nodes)
-        chosen.extend(_Chosen(pool.pool, by_id[node.node_id]) for node in choice.nodes)
-        explanations.append(f"{pool.pool}: {choice.explanation}")
-    return chosen, ". ".join(explanations)
-
-
-def candidate_of(node: SiteNode) -> Candidate:
-    """A node as placement takes it."""
-    return Candidate(node.node_id, node.name, node.rack, node.block, node.nvlink_domain)
-
-
-def why_not_free(node_type: str, nodes: Sequence[SiteNode]) -> dict[str, int]:
-    """Counts of a type's nodes that are not free, by reason; other tenants are not named."""
-    reasons: Counter[str] = Counter()
-    for node in nodes:
-        if node.node_type != node_type or node.free:
-            continue
-        if node.state in ("quarantine", "failed", "maintenance"):
-            reasons[f"in {node.state}" if node.state != "failed" else "failed"] += 1
-        elif node.busy:
-            reasons["held by other orders"] += 1
-        elif node.state != "available":
-            reasons[_STATES_IN_WORDS.get(node.state, node.state)] += 1
-        else:
-            reasons["cordoned"] += 1
-    return dict(reasons.most_common())
-
-
-def _too_few(node_type: str, wanted: int, free: int, nodes: Sequence[SiteNode]) -> CapacityError:
-    reasons = why_not_free(node_type, nodes)
-    others = ", ".join(f"{number} {reason}" for reason, number in reasons.items())
-    return CapacityError(
-        f"{wanted} nodes of type {node_type} wanted, {free} are free, {wanted - free} are missing"
-        + (f"; the others: {others}" if others else "; the site has no others"),
-        next_step="Order fewer nodes or another type, or try again when others were released.",
-        node_type=node_type,
-        wanted=wanted,
-        free=free,
-        missing=wanted - free,
-        not_free=dict[str, JsonValue](reasons),
-    )
+async def placement_of(session: AsyncSession, wishes: Wishes) -> PlacementWish | None:
+    """The order's own wish, or that which its cluster's first nodes were ordered with."""
+    if wishes.placement is not None:
+        return wishes.placement
+    first = await repository.first_reservation(session, wishes.cluster_id)
+    return Wishes.model_validate(first.wishes).placement if first else None

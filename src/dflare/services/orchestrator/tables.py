@@ -48,6 +48,7 @@ class Node(Base):
     rack: Mapped[str] = mapped_column(server_default="")
     block: Mapped[str] = mapped_column(server_default="")
     nvlink_domain: Mapped[str | None]
+    rail_block: Mapped[str | None]
     retired: Mapped[bool] = mapped_column(server_default="false")
     state: Mapped[str] = mapped_column(server_default="declared")
     cordoned: Mapped[bool] = mapped_column(server_default="false")

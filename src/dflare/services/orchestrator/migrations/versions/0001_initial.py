@@ -112,6 +112,7 @@ def upgrade() -> None:
         sa.Column("rack", sa.Text(), server_default="", nullable=False),
         sa.Column("block", sa.Text(), server_default="", nullable=False),
         sa.Column("nvlink_domain", sa.Text(), nullable=True),
+        sa.Column("rail_block", sa.Text(), nullable=True),
         sa.Column("retired", sa.Boolean(), server_default="false", nullable=False),
         sa.Column("state", sa.Text(), server_default="declared", nullable=False),
         sa.Column("cordoned", sa.Boolean(), server_default="false", nullable=False),
