@@ -234,6 +234,12 @@ def _metering(gateway: TenantedGateway) -> dict[str, Expectation]:
         "GET /v1/projects/{project}/usage": Expectation(
             IN_PROJECT, path=project, query={"month": month}
         ),
+        "GET /v1/projects/{project}/usage/volumes": Expectation(
+            IN_PROJECT, path=project, query={"month": month}
+        ),
+        "GET /v1/projects/{project}/usage/jobs": Expectation(
+            IN_PROJECT, path=project, query={"month": month}
+        ),
         "GET /v1/audits/usage": Expectation(ON_PLATFORM),
         "POST /v1/audits/usage:run": operators_alone(202),
         "GET /v1/audits/usage/{audit}": Expectation(ON_PLATFORM, path=audited),

@@ -2,29 +2,21 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from itertools import permutations
-from typing import Any
 
-import httpx
 import pytest
 from sqlalchemy import select
 
-from dflare.kit.clock import ManualClock
-from dflare.kit.db import Database
-from dflare.kit.feed import FeedEntry, Projection
-from dflare.services.auth.contract import Principal, ProjectRef
+from dflare.kit.feed import FeedEntry
+from dflare.services.auth.contract import ProjectRef
 from dflare.services.baremetal.contract import NodeTypeFacts, PoolFacts, SiteDeclared
-from dflare.services.metering import api
 from dflare.services.metering.activities import LedgerProjection, PricesProjection, projections
 from dflare.services.metering.contract import QuotaLimit
-from dflare.services.metering.service import MeteringService
 from dflare.services.metering.tables import KIT, LedgerEntry, Price
 from dflare.services.orchestrator.contract import AllocationFacts, AllocationState
-from stores import drop_database
+from metering_world import PROJECT, Meter, event, metering_world
 from tenancy import (
     BLUE,
     MEMBER,
@@ -33,56 +25,13 @@ from tenancy import (
     RED,
     STRANGER,
     VIEWER,
-    Tenancy,
-    application,
-    client,
-    migrated_database,
 )
-
-PROJECT = f"/projects/{RED.id}"
-
-
-@dataclass
-class Meter:
-    """The metering API, its read models, and a clock at noon of 15 November 2026."""
-
-    database: Database
-    clock: ManualClock
-    clients: dict[str, httpx.AsyncClient]
-
-    async def fold(self, projection: Projection, *entries: FeedEntry) -> None:
-        async with self.database.transaction("metering") as session:
-            await projection.apply(session, entries)
-
-    async def rows(self, table: Any) -> list[Any]:
-        async with self.database.transaction("metering") as session:
-            return list((await session.scalars(select(table))).all())
-
-    async def get(self, path: str, caller: Principal = MEMBER, **params: Any) -> Any:
-        response = await self.clients[caller.subject].get(PROJECT + path, params=params)
-        assert response.status_code == 200, response.text
-        return response.json()
 
 
 @pytest.fixture
 async def meter(postgres_url: str) -> AsyncIterator[Meter]:
-    url = await migrated_database(postgres_url, "metering")
-    database = Database(url, application="test-metering")
-    tenancy, clock = Tenancy(), ManualClock(NOW)
-    service = MeteringService(database=database, clock=clock, authorizer=tenancy)
-    app = application(tenancy, lambda principal: api.router(service, tenancy, principal))
-    async with AsyncExitStack() as stack:
-        clients = {
-            caller.subject: await stack.enter_async_context(client(app, caller))
-            for caller in (OPERATOR, MEMBER, VIEWER, STRANGER)
-        }
-        yield Meter(database, clock, clients)
-    await database.dispose()
-    drop_database(url)
-
-
-def event(kind: str, data: dict[str, Any], version: int, at: datetime = NOW) -> FeedEntry:
-    return FeedEntry(1, "source", "evt", kind, None, None, None, "x", "x", version, None, at, data)
+    async with metering_world(postgres_url) as world:
+        yield world
 
 
 def allocation(
@@ -323,5 +272,7 @@ async def test_a_month_that_is_none_is_refused_with_its_form(meter: Meter) -> No
 def test_the_read_models_are_those_that_the_contract_names() -> None:
     assert {kind for one in projections() for kind in one.types} == {
         "allocation.changed",
+        "job.changed",
         "site.declared",
+        "volume.usage_changed",
     }

@@ -1,7 +1,7 @@
-"""Read models of the metering service: the ledger and the prices."""
+"""Read models of the metering service: the ledgers and the prices."""
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import cast
 
@@ -11,11 +11,22 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from dflare.kit.feed import FeedEntry, Projection
 from dflare.services.baremetal.contract import SiteDeclared
-from dflare.services.metering.tables import KIT, LedgerEntry, Price
+from dflare.services.clusters.contract import JobFacts
+from dflare.services.metering.tables import (
+    KIT,
+    JobEntry,
+    LedgerEntry,
+    Price,
+    VolumeEntry,
+    VolumePrice,
+)
 from dflare.services.orchestrator.contract import AllocationFacts
+from dflare.services.volumes.contract import VolumeUsage
 
 _INSTANT = timedelta(microseconds=1)
 _LEDGER = cast("Table", LedgerEntry.__table__)
+_VOLUMES = cast("Table", VolumeEntry.__table__)
+_JOBS = cast("Table", JobEntry.__table__)
 
 
 class LedgerProjection:
@@ -61,6 +72,76 @@ class LedgerProjection:
         )
 
 
+class VolumesProjection:
+    """One entry for each size that a volume had, and for how long."""
+
+    name = "metering.volumes"
+    kit = KIT
+    types = frozenset({"volume.usage_changed"})
+
+    async def apply(self, session: AsyncSession, entries: Sequence[FeedEntry]) -> None:
+        """Keep the newest version of each interval."""
+        newest: dict[str, VolumeUsage] = {}
+        for entry in entries:
+            facts = VolumeUsage.model_validate(entry.data)
+            known = newest.get(facts.interval_id)
+            if known is None or known.version < facts.version:
+                newest[facts.interval_id] = facts
+        if not newest:
+            return
+        statement = insert(_VOLUMES)
+        changing = ("version", "usage_from", "usage_to")
+        await (await session.connection()).execute(
+            statement.on_conflict_do_update(
+                index_elements=["interval_id"],
+                set_={name: statement.excluded[name] for name in changing},
+                where=_VOLUMES.c.version < statement.excluded.version,
+            ),
+            [facts.model_dump() for facts in newest.values()],
+        )
+
+
+class JobsProjection:
+    """One entry for each run of a job."""
+
+    name = "metering.jobs"
+    kit = KIT
+    types = frozenset({"job.changed"})
+
+    async def apply(self, session: AsyncSession, entries: Sequence[FeedEntry]) -> None:
+        """Keep the runs of the newest version of each job."""
+        newest: dict[str, JobFacts] = {}
+        for entry in entries:
+            facts = JobFacts.model_validate(entry.data)
+            known = newest.get(facts.job_id)
+            if facts.runs and (known is None or known.version < facts.version):
+                newest[facts.job_id] = facts
+        if not newest:
+            return
+        statement = insert(_JOBS)
+        keys = ("job_id", "run")
+        await (await session.connection()).execute(
+            statement.on_conflict_do_update(
+                index_elements=keys,
+                set_={c.name: statement.excluded[c.name] for c in _JOBS.c if c.name not in keys},
+                where=_JOBS.c.version < statement.excluded.version,
+            ),
+            [row for facts in newest.values() for row in _runs(facts)],
+        )
+
+
+def _runs(job: JobFacts) -> list[dict[str, object]]:
+    return [
+        {
+            **job.model_dump(exclude={"state", "runs"}),
+            "scheduler_id": job.scheduler_id or "",
+            **run.model_dump(exclude={"number"}),
+            "run": run.number,
+        }
+        for run in job.runs
+    ]
+
+
 class PricesProjection:
     """Price steps from ``site.declared``: a new step where a price or currency changed."""
 
@@ -74,34 +155,62 @@ class PricesProjection:
             site = SiteDeclared.model_validate(entry.data)
             for node_type in site.node_types:
                 price = Decimal(node_type.price_per_node_hour)
-                newest = (
-                    await session.scalars(
-                        select(Price)
-                        .where(Price.site_id == site.site_id, Price.node_type == node_type.name)
-                        .order_by(Price.valid_from.desc())
-                        .limit(1)
-                    )
-                ).first()
-                if newest is not None and (
-                    newest.site_version >= entry.resource_version
-                    or (newest.price_per_node_hour, newest.currency) == (price, site.currency)
-                ):
-                    continue
-                # The clock of the later writer may be behind that of the earlier one.
-                valid_from = max(entry.at, newest.valid_from + _INSTANT) if newest else entry.at
-                session.add(
-                    Price(
-                        site_id=site.site_id,
-                        node_type=node_type.name,
-                        valid_from=valid_from,
-                        price_per_node_hour=price,
-                        currency=site.currency,
-                        site_version=entry.resource_version,
-                    )
-                )
-                await session.flush()
+                await _price_nodes(session, entry, site, node_type.name, price)
+            await _price_volumes(session, entry, site)
+
+
+async def _price_nodes(
+    session: AsyncSession, entry: FeedEntry, site: SiteDeclared, node_type: str, price: Decimal
+) -> None:
+    query = select(Price).where(Price.site_id == site.site_id, Price.node_type == node_type)
+    newest = (await session.scalars(query.order_by(Price.valid_from.desc()).limit(1))).first()
+    if newest is not None and (
+        newest.site_version >= entry.resource_version
+        or (newest.price_per_node_hour, newest.currency) == (price, site.currency)
+    ):
+        return
+    session.add(
+        Price(
+            site_id=site.site_id,
+            node_type=node_type,
+            valid_from=_valid_from(entry, newest.valid_from if newest else None),
+            price_per_node_hour=price,
+            currency=site.currency,
+            site_version=entry.resource_version,
+        )
+    )
+    await session.flush()
+
+
+async def _price_volumes(session: AsyncSession, entry: FeedEntry, site: SiteDeclared) -> None:
+    """A site's first declaration brings a step even without a price: usage before the first step
+    has its price, and what was free then must not be billed at a later price."""
+    written = site.volume_price_per_gib_hour
+    price = None if written is None else Decimal(written)
+    query = select(VolumePrice).where(VolumePrice.site_id == site.site_id)
+    newest = (await session.scalars(query.order_by(VolumePrice.valid_from.desc()).limit(1))).first()
+    if newest is not None and (
+        newest.site_version >= entry.resource_version
+        or (newest.price_per_gib_hour, newest.currency) == (price, site.currency)
+    ):
+        return
+    session.add(
+        VolumePrice(
+            site_id=site.site_id,
+            valid_from=_valid_from(entry, newest.valid_from if newest else None),
+            price_per_gib_hour=price,
+            currency=site.currency,
+            site_version=entry.resource_version,
+        )
+    )
+    await session.flush()
+
+
+def _valid_from(entry: FeedEntry, earlier: datetime | None) -> datetime:
+    # The clock of the later writer may be behind that of the earlier one.
+    return max(entry.at, earlier + _INSTANT) if earlier else entry.at
 
 
 def projections() -> list[Projection]:
     """All read models of this service."""
-    return [LedgerProjection(), PricesProjection()]
+    return [LedgerProjection(), VolumesProjection(), JobsProjection(), PricesProjection()]

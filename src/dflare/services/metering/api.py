@@ -2,7 +2,8 @@
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Annotated
+from decimal import Decimal
+from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,6 +14,7 @@ from dflare.services.auth.contract import Authorizer, Principal, ProjectRef
 from dflare.services.metering.service import Invoice, MeteringService
 from dflare.services.metering.tables import Quota
 
+Answer = TypeVar("Answer", bound=BaseModel)
 Month = Annotated[str, Query(description="YYYY-MM, in UTC")]
 
 
@@ -52,8 +54,31 @@ class LineAnswer(BaseModel):
     amount: str
 
 
+class VolumeLineAnswer(BaseModel):
+    """What a volume costs; quantities and money are decimal strings."""
+
+    volume_id: str
+    site_id: str
+    price_per_gib_hour: str
+    currency: str
+    gib_seconds: str
+    amount: str
+
+
+class JobLineAnswer(BaseModel):
+    """What the jobs of one member (the scheduler's wckey, empty where a job named none) had of a
+    cluster's GPUs, in so many runs. It is part of what the nodes cost."""
+
+    cluster_id: str
+    account: str
+    member: str
+    runs: int
+    gpu_seconds: str
+
+
 class InvoiceAnswer(BaseModel):
-    """A draft invoice. Usage that still runs is counted until ``as_of``."""
+    """A draft invoice. Usage that still runs is counted until ``as_of``. ``totals`` add up
+    ``lines`` and ``volumes``."""
 
     project_id: str
     project: str
@@ -61,7 +86,10 @@ class InvoiceAnswer(BaseModel):
     state: str = "draft"
     as_of: datetime
     lines: list[LineAnswer]
+    volumes: list[VolumeLineAnswer]
+    jobs: list[JobLineAnswer]
     totals: dict[str, str]
+    notes: list[str]
 
 
 class UsageAnswer(BaseModel):
@@ -77,6 +105,34 @@ class UsageAnswer(BaseModel):
     usage_to: datetime | None
 
 
+class VolumeUsageAnswer(BaseModel):
+    """One interval of one size of a volume, UTC wall time; ``usage_to`` is null while it is."""
+
+    interval_id: str
+    volume_id: str
+    site_id: str
+    size_gib: int
+    usage_from: datetime
+    usage_to: datetime | None
+
+
+class JobUsageAnswer(BaseModel):
+    """One run of a job, UTC wall time as the scheduler's accounting says; ``usage_to`` is null
+    while it runs. ``gpu_milli`` are thousandths of a GPU."""
+
+    job_id: str
+    run: int
+    cluster_id: str
+    scheduler_id: str
+    name: str
+    account: str
+    member: str
+    nodes: int
+    gpu_milli: int
+    usage_from: datetime
+    usage_to: datetime | None
+
+
 def _quota(row: Quota) -> QuotaAnswer:
     return QuotaAnswer.model_validate(row, from_attributes=True)
 
@@ -87,11 +143,19 @@ def _invoice(invoice: Invoice) -> InvoiceAnswer:
         project=invoice.project.name,
         month=invoice.month,
         as_of=invoice.as_of,
-        lines=[
-            LineAnswer(**{name: str(getattr(line, name)) for name in LineAnswer.model_fields})
-            for line in invoice.lines
-        ],
+        lines=[_texts(LineAnswer, line) for line in invoice.lines],
+        volumes=[_texts(VolumeLineAnswer, line) for line in invoice.volumes],
+        jobs=[_texts(JobLineAnswer, line) for line in invoice.jobs],
+        notes=invoice.notes,
         totals={currency: str(amount) for currency, amount in invoice.totals.items()},
+    )
+
+
+def _texts(answer: type[Answer], line: object) -> Answer:
+    """A line with its decimals as text, as JSON has no exact numbers."""
+    values = {name: getattr(line, name) for name in answer.model_fields}
+    return answer.model_validate(
+        {name: format(v, "f") if isinstance(v, Decimal) else v for name, v in values.items()}
     )
 
 
@@ -150,6 +214,40 @@ def router(
         rows, more = await metering.usage(caller, project, month, decode_cursor(cursor), limit)
         return Page(
             items=[UsageAnswer.model_validate(row, from_attributes=True) for row in rows],
+            next_cursor=next_cursor(more),
+        )
+
+    @routes.get("/projects/{project}/usage/volumes")
+    async def list_volume_usage(
+        *,
+        caller: Principal = Depends(principal),
+        project: ProjectRef = Depends(project_of),
+        month: Month,
+        cursor: Cursor = None,
+        limit: Limit = 100,
+    ) -> Page[VolumeUsageAnswer]:
+        """The intervals of volumes behind an invoice."""
+        rows, more = await metering.volume_usage(
+            caller, project, month, decode_cursor(cursor), limit
+        )
+        return Page(
+            items=[VolumeUsageAnswer.model_validate(row, from_attributes=True) for row in rows],
+            next_cursor=next_cursor(more),
+        )
+
+    @routes.get("/projects/{project}/usage/jobs")
+    async def list_job_usage(
+        *,
+        caller: Principal = Depends(principal),
+        project: ProjectRef = Depends(project_of),
+        month: Month,
+        cursor: Cursor = None,
+        limit: Limit = 100,
+    ) -> Page[JobUsageAnswer]:
+        """What each run of a job had of the project's clusters."""
+        rows, more = await metering.job_usage(caller, project, month, decode_cursor(cursor), limit)
+        return Page(
+            items=[JobUsageAnswer.model_validate(row, from_attributes=True) for row in rows],
             next_cursor=next_cursor(more),
         )
 

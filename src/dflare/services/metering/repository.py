@@ -2,12 +2,19 @@
 
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from dflare.services.auth.contract import Scope
-from dflare.services.metering.domain import PriceStep
-from dflare.services.metering.tables import LedgerEntry, Price, Quota
+from dflare.services.metering.domain import PriceStep, VolumePriceStep
+from dflare.services.metering.tables import (
+    JobEntry,
+    LedgerEntry,
+    Price,
+    Quota,
+    VolumeEntry,
+    VolumePrice,
+)
 
 
 async def ledger(
@@ -35,6 +42,69 @@ async def ledger(
         query = query.where(LedgerEntry.allocation_id > after)
     query = query.order_by(LedgerEntry.allocation_id).limit(limit)
     return list((await session.scalars(query)).all())
+
+
+async def volumes(
+    session: AsyncSession,
+    scope: Scope,
+    project_id: str,
+    start: datetime,
+    end: datetime,
+    *,
+    after: str | None = None,
+    limit: int | None = None,
+) -> list[VolumeEntry]:
+    """Intervals of a project's volumes that touch the period, in order of their ids: all of them,
+    or a page behind the interval ``after``."""
+    table = VolumeEntry.__table__.c
+    query = select(VolumeEntry).where(
+        scope.where(table.organization_id, table.project_id),
+        VolumeEntry.project_id == project_id,
+        _touches(VolumeEntry, start, end),
+    )
+    if after is not None:
+        query = query.where(VolumeEntry.interval_id > after)
+    query = query.order_by(VolumeEntry.interval_id).limit(limit)
+    return list((await session.scalars(query)).all())
+
+
+async def jobs(
+    session: AsyncSession,
+    scope: Scope,
+    project_id: str,
+    start: datetime,
+    end: datetime,
+    *,
+    after: tuple[str, int] | None = None,
+    limit: int | None = None,
+) -> list[JobEntry]:
+    """Runs of a project's jobs that touch the period, in order of their jobs: all of them, or a
+    page behind the run ``after``."""
+    table = JobEntry.__table__.c
+    query = select(JobEntry).where(
+        scope.where(table.organization_id, table.project_id),
+        JobEntry.project_id == project_id,
+        _touches(JobEntry, start, end),
+    )
+    if after is not None:
+        query = query.where(tuple_(JobEntry.job_id, JobEntry.run) > after)
+    query = query.order_by(JobEntry.job_id, JobEntry.run).limit(limit)
+    return list((await session.scalars(query)).all())
+
+
+def _touches(
+    entry: type[VolumeEntry] | type[JobEntry], start: datetime, end: datetime
+) -> ColumnElement[bool]:
+    return (entry.usage_from < end) & (entry.usage_to.is_(None) | (entry.usage_to > start))
+
+
+async def volume_prices(session: AsyncSession) -> list[VolumePriceStep]:
+    """All prices of volumes; they are no tenant's."""
+    rows = (await session.scalars(select(VolumePrice))).all()
+    return [
+        VolumePriceStep(row.site_id, row.valid_from, row.price_per_gib_hour, row.currency)
+        for row in rows
+    ]
 
 
 async def prices(session: AsyncSession) -> list[PriceStep]:

@@ -4,7 +4,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Index, PrimaryKeyConstraint, text
+from sqlalchemy import BigInteger, Index, PrimaryKeyConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from dflare.kit.tables import ServiceBase, kit_tables, service_metadata
@@ -44,6 +44,54 @@ class LedgerEntry(Base):
     usage_to: Mapped[datetime | None]
 
 
+class VolumeEntry(Base):
+    """So many GiB that a volume had for a while, projected from ``volume.usage_changed`` and
+    idempotent by the interval's version. Times are UTC wall time."""
+
+    __tablename__ = "volume_entry"
+    __table_args__ = (Index("ix_volume_entry_project", "project_id", "usage_from"),)
+
+    interval_id: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int]
+    organization_id: Mapped[str]
+    project_id: Mapped[str]
+    site_id: Mapped[str]
+    volume_id: Mapped[str]
+    size_gib: Mapped[int]
+    usage_from: Mapped[datetime]
+    usage_to: Mapped[datetime | None]
+
+
+class JobEntry(Base):
+    """One run of a job, projected from ``job.changed`` and idempotent by the job's version.
+
+    ``gpu_milli`` are the thousandths of a GPU that it had from ``usage_from`` to ``usage_to``, UTC
+    wall time as the scheduler's accounting says. What a job had is told, not billed: its nodes are.
+    """
+
+    __tablename__ = "job_entry"
+    __table_args__ = (
+        PrimaryKeyConstraint("job_id", "run"),
+        Index("ix_job_entry_project", "project_id", "usage_from"),
+    )
+
+    job_id: Mapped[str]
+    run: Mapped[int]
+    version: Mapped[int]
+    organization_id: Mapped[str]
+    project_id: Mapped[str]
+    site_id: Mapped[str]
+    cluster_id: Mapped[str]
+    scheduler_id: Mapped[str]
+    name: Mapped[str]
+    account: Mapped[str]
+    member: Mapped[str]
+    nodes: Mapped[int]
+    gpu_milli: Mapped[int] = mapped_column(BigInteger)
+    usage_from: Mapped[datetime]
+    usage_to: Mapped[datetime | None]
+
+
 class Price(Base):
     """The price of a node type at a site from ``valid_from`` until a later row.
 
@@ -57,6 +105,21 @@ class Price(Base):
     node_type: Mapped[str]
     valid_from: Mapped[datetime]
     price_per_node_hour: Mapped[Decimal]
+    currency: Mapped[str]
+    site_version: Mapped[int]
+
+
+class VolumePrice(Base):
+    """The price of volumes at a site from ``valid_from`` until a later row. A declaration that no
+    longer names one brings a row without a price.
+    """
+
+    __tablename__ = "volume_price"
+    __table_args__ = (PrimaryKeyConstraint("site_id", "valid_from"),)
+
+    site_id: Mapped[str]
+    valid_from: Mapped[datetime]
+    price_per_gib_hour: Mapped[Decimal | None]
     currency: Mapped[str]
     site_version: Mapped[int]
 

@@ -47,6 +47,7 @@ def upgrade() -> None:
         unique=False,
         schema="metering",
     )
+    _create_volume_and_job_entries()
     op.create_table(
         "price",
         sa.Column("site_id", sa.Text(), nullable=False),
@@ -56,6 +57,16 @@ def upgrade() -> None:
         sa.Column("currency", sa.Text(), nullable=False),
         sa.Column("site_version", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("site_id", "node_type", "valid_from", name=op.f("pk_price")),
+        schema="metering",
+    )
+    op.create_table(
+        "volume_price",
+        sa.Column("site_id", sa.Text(), nullable=False),
+        sa.Column("valid_from", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("price_per_gib_hour", sa.Numeric(), nullable=True),
+        sa.Column("currency", sa.Text(), nullable=False),
+        sa.Column("site_version", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("site_id", "valid_from", name=op.f("pk_volume_price")),
         schema="metering",
     )
     op.create_table(
@@ -119,11 +130,67 @@ def upgrade() -> None:
     )
 
 
+def _create_volume_and_job_entries() -> None:
+    op.create_table(
+        "volume_entry",
+        sa.Column("interval_id", sa.Text(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("organization_id", sa.Text(), nullable=False),
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.Column("site_id", sa.Text(), nullable=False),
+        sa.Column("volume_id", sa.Text(), nullable=False),
+        sa.Column("size_gib", sa.Integer(), nullable=False),
+        sa.Column("usage_from", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("usage_to", sa.DateTime(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("interval_id", name=op.f("pk_volume_entry")),
+        schema="metering",
+    )
+    op.create_index(
+        "ix_volume_entry_project",
+        "volume_entry",
+        ["project_id", "usage_from"],
+        unique=False,
+        schema="metering",
+    )
+    op.create_table(
+        "job_entry",
+        sa.Column("job_id", sa.Text(), nullable=False),
+        sa.Column("run", sa.Integer(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("organization_id", sa.Text(), nullable=False),
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.Column("site_id", sa.Text(), nullable=False),
+        sa.Column("cluster_id", sa.Text(), nullable=False),
+        sa.Column("scheduler_id", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("account", sa.Text(), nullable=False),
+        sa.Column("member", sa.Text(), nullable=False),
+        sa.Column("nodes", sa.Integer(), nullable=False),
+        sa.Column("gpu_milli", sa.BigInteger(), nullable=False),
+        sa.Column("usage_from", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("usage_to", sa.DateTime(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("job_id", "run", name=op.f("pk_job_entry")),
+        schema="metering",
+    )
+    op.create_index(
+        "ix_job_entry_project",
+        "job_entry",
+        ["project_id", "usage_from"],
+        unique=False,
+        schema="metering",
+    )
+
+
 def downgrade() -> None:
     op.drop_table("usage_finding", schema="metering")
     op.drop_table("usage_audit", schema="metering")
     op.drop_table("quota", schema="metering")
+    op.drop_table("volume_price", schema="metering")
     op.drop_table("price", schema="metering")
+    op.drop_index("ix_job_entry_project", table_name="job_entry", schema="metering")
+    op.drop_table("job_entry", schema="metering")
+    op.drop_index("ix_volume_entry_project", table_name="volume_entry", schema="metering")
+    op.drop_table("volume_entry", schema="metering")
     op.drop_index("ix_ledger_entry_node", table_name="ledger_entry", schema="metering")
     op.drop_index("ix_ledger_entry_project", table_name="ledger_entry", schema="metering")
     op.drop_table("ledger_entry", schema="metering")
