@@ -202,13 +202,16 @@ class SchedulerHost(Base):
     release: Mapped[str | None]
     reason: Mapped[str] = mapped_column(server_default="")
     checked_at: Mapped[datetime | None]
+    frozen: Mapped[bool] = mapped_column(server_default="false")
+    frozen_version: Mapped[int] = mapped_column(server_default="0")
     version: Mapped[int]
 
 
 class Scheduler(Base):
     """The scheduler of a cluster of kind ``slurm`` on its host. ``state``, ``reason`` and ``nodes``
     (slots by name) are what was last observed; ``state`` is empty until then, and ``gone`` once
-    nothing was left of it. Its munge key is the secret ``scheduler/<cluster_id>``."""
+    nothing was left of it. ``told`` is a digest of what the host was last told to make of it. Its
+    munge key is the secret ``scheduler/<cluster_id>``."""
 
     __tablename__ = "scheduler"
     __table_args__ = (Index("ix_scheduler_site", "site_id"),)
@@ -217,6 +220,7 @@ class Scheduler(Base):
     site_id: Mapped[str]
     host: Mapped[str]
     account: Mapped[str]
+    told: Mapped[str] = mapped_column(server_default="")
     state: Mapped[str] = mapped_column(server_default="")
     reason: Mapped[str] = mapped_column(server_default="")
     nodes: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
