@@ -14,6 +14,7 @@ from dflare.kit.feed import FeedEntry
 from dflare.kit.plan import StepCall, StepReport
 from dflare.kit.steps import StepRunner
 from dflare.services.baremetal.contract import NodeTypeFacts, PoolFacts, SiteDeclared
+from dflare.services.clusters import activities_life
 from dflare.services.clusters.activities import MembersProjection, SitesProjection, steps
 from dflare.services.clusters.contract import ClusterState
 from dflare.services.clusters.domain import check_transition
@@ -24,7 +25,13 @@ from stores import drop_database
 from tenancy import NOW, migrated_database
 
 CLUSTER = "clu_1"
-STEPS = {step.name: step for step in steps(ManualClock(NOW))}
+STEPS = {
+    step.name: step
+    for step in (
+        *steps(ManualClock(NOW)),
+        *activities_life.steps(ManualClock(NOW), SAGAS.__getitem__),
+    )
+}
 
 
 @pytest.fixture

@@ -44,6 +44,8 @@ from dflare.services.baremetal.settings import BaremetalSettings
 from dflare.services.baremetal.steps.base import StepParts
 from dflare.services.baremetal.tables import KIT as BAREMETAL
 from dflare.services.clusters import activities as clusters_activities
+from dflare.services.clusters import activities_life as clusters_activities_life
+from dflare.services.clusters.reconciler import ClusterReconciler
 from dflare.services.clusters.tables import KIT as CLUSTERS
 from dflare.services.metering import activities as metering_activities
 from dflare.services.metering.reconciler import UsageAuditor
@@ -259,6 +261,9 @@ class Platform:
             "clusters": [
                 *own["clusters"],
                 *self.step_activities(CLUSTERS, clusters_activities.steps(clock)),
+                *self.step_activities(
+                    CLUSTERS, clusters_activities_life.steps(clock, self.orchestrator.plan)
+                ),
             ],
             "orchestrator": self.step_activities(
                 ORCHESTRATOR, orchestrator_activities.steps(clock)
@@ -316,7 +321,14 @@ class Platform:
 
     def central_tasks(self) -> Mapping[str, Callable[[], list[Task]]]:
         """What a worker keeps running beside its queues, by service, made when it is asked."""
-        return {"metering": lambda: [("usage-audit", self.usage_auditor().run())]}
+        return {
+            "clusters": lambda: [("clusters", self.cluster_reconciler().run())],
+            "metering": lambda: [("usage-audit", self.usage_auditor().run())],
+        }
+
+    def cluster_reconciler(self) -> ClusterReconciler:
+        """What finds the conditions of clusters and releases those that expired."""
+        return ClusterReconciler(self.database, self.process.clock, self.orchestrator)
 
     def usage_auditor(self) -> UsageAuditor:
         """What compares the ledger with the allocations."""

@@ -11,8 +11,10 @@ from dflare.services.auth import api_oidc
 from dflare.services.auth.contract import Principal
 from dflare.services.baremetal import api as baremetal_api
 from dflare.services.clusters import api as clusters_api
+from dflare.services.clusters import api_life as clusters_api_life
 from dflare.services.clusters.service import ClusterService
 from dflare.services.clusters.service_keys import KeyService
+from dflare.services.clusters.service_life import LifeService
 from dflare.services.metering import api as metering_api
 from dflare.services.metering import api_audits as metering_api_audits
 from dflare.services.metering.service import MeteringService
@@ -31,6 +33,9 @@ def routers(platform: Platform, principal: Callable[..., Awaitable[Principal]]) 
         process.database, process.clock, process.sealer, platform.authorizer, platform.orchestrator
     )
     keys = KeyService(process.database, process.clock, process.sealer, platform.authorizer)
+    life = LifeService(
+        process.database, process.clock, platform.authorizer, platform.orchestrator, clusters
+    )
     metering = MeteringService(process.database, process.clock, platform.authorizer)
     audits = AuditService(process.database, process.clock, platform.authorizer)
     network = NetworkService(process.database, process.clock, platform.authorizer)
@@ -41,6 +46,7 @@ def routers(platform: Platform, principal: Callable[..., Awaitable[Principal]]) 
         baremetal_api.router(platform.baremetal, platform.authorizer, principal),
         network_api.router(network, platform.authorizer, principal),
         clusters_api.router(clusters, keys, platform.authorizer, principal),
+        clusters_api_life.router(life, platform.authorizer, principal),
         volumes_api.router(volumes, platform.authorizer, principal),
         orchestrator_api.router(platform.orchestrator, ORDERING, platform.authorizer, principal),
         metering_api.router(metering, platform.authorizer, principal),

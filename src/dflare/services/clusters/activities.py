@@ -16,6 +16,7 @@ from dflare.kit.steps import DONE, Outcome, Step
 from dflare.services.auth.contract import Scope
 from dflare.services.baremetal.contract import SiteDeclared
 from dflare.services.clusters import repository
+from dflare.services.clusters.activities_life import NodesProjection
 from dflare.services.clusters.contract import ClusterState
 from dflare.services.clusters.domain import ORDER_DEADLINE, check_transition, cluster_event
 from dflare.services.clusters.tables import KIT, KnownSite, Member
@@ -164,4 +165,4 @@ class MembersProjection:
 
 def projections() -> list[Projection]:
     """All read models of this service."""
-    return [SitesProjection(), MembersProjection()]
+    return [SitesProjection(), MembersProjection(), NodesProjection()]

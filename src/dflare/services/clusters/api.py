@@ -1,7 +1,7 @@
 """HTTP API of clusters, SSH keys and user data."""
 
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -34,7 +34,8 @@ class PoolBody(_Body):
 
 class ClusterBody(_Body):
     """An order. ``site`` may be left out where there is one site; without an ``image`` the first
-    that the site declares is booted; keys are names or ids."""
+    that the site declares is booted; keys are names or ids. ``ttl_s`` is after how many seconds
+    from now it is released, unless it is ``protected``."""
 
     name: Name
     kind: Literal["bare"] = "bare"
@@ -43,6 +44,8 @@ class ClusterBody(_Body):
     pools: list[PoolBody] = Field(min_length=1, max_length=32)
     ssh_keys: list[Reference] = Field(default_factory=list[Reference], max_length=64)
     user_data: Reference | None = None
+    ttl_s: Annotated[int, Field(ge=60, le=366 * 24 * 3600)] | None = None
+    protected: bool = False
 
 
 class PoolAnswer(BaseModel):
@@ -55,13 +58,28 @@ class PoolAnswer(BaseModel):
 
 
 class MemberAnswer(BaseModel):
-    """A node of a cluster."""
+    """A node of a cluster. ``slot`` is its number in its pool; one that is drained takes no new
+    work, and only who drained it ends that."""
 
     node_id: str
     name: str
     node_type: str
     pool: str
+    slot: int
     allocation: str
+    drained_by: str | None
+    drain_reason: str | None
+
+
+class ConditionAnswer(BaseModel):
+    """What is said of a cluster beside its state: Ready, NodesHealthy, SchedulerHealthy or
+    Expiring. ``since`` is when ``status`` (true, false, unknown) became what it is."""
+
+    type: str
+    status: str
+    reason: str
+    message: str
+    since: datetime
 
 
 class ClusterAnswer(BaseModel):
@@ -84,6 +102,9 @@ class ClusterAnswer(BaseModel):
     user_data: str | None
     operation_id: str
     placement: str
+    expires_at: datetime | None
+    protected: bool
+    conditions: list[ConditionAnswer]
     created_by: str
     created_at: datetime
     version: int
@@ -143,7 +164,7 @@ def cluster_answer(view: ClusterView) -> ClusterAnswer:
         **{
             name: getattr(cluster, name)
             for name in ClusterAnswer.model_fields
-            if name not in {"pools", "nodes", "user_data", "placement"}
+            if name not in {"pools", "nodes", "user_data", "placement", "conditions"}
         },
         pools=[
             PoolAnswer(id=p.id, name=p.name, node_type=p.node_type, count=p.count)
@@ -155,12 +176,16 @@ def cluster_answer(view: ClusterView) -> ClusterAnswer:
                 name=m.node_name,
                 node_type=m.node_type,
                 pool=m.pool,
+                slot=m.slot,
                 allocation=m.state,
+                drained_by=view.drains[m.node_id].owner if m.node_id in view.drains else None,
+                drain_reason=view.drains[m.node_id].reason if m.node_id in view.drains else None,
             )
             for m in view.members
         ],
         user_data=cluster.user_data_id,
         placement=cluster.explanation,
+        conditions=[ConditionAnswer.model_validate(one) for one in cluster.conditions],
     )
 
 
@@ -178,6 +203,8 @@ def _order(body: ClusterBody) -> ClusterOrder:
         ),
         ssh_keys=tuple(body.ssh_keys),
         user_data=body.user_data,
+        ttl=None if body.ttl_s is None else timedelta(seconds=body.ttl_s),
+        protected=body.protected,
     )
 
 

@@ -87,6 +87,9 @@ def cluster_document(cluster: Cluster) -> dict[str, Any]:
         "reason": cluster.reason,
         "since": cluster.since.isoformat(),
         "operation_id": cluster.operation_id,
+        "expires_at": cluster.expires_at.isoformat() if cluster.expires_at else None,
+        "protected": bool(cluster.protected),
+        "conditions": cluster.conditions or [],
         "version": cluster.version,
     }
 

@@ -43,3 +43,27 @@ class InUseError(ConflictError):
     """A live cluster refers to the resource."""
 
     slug, title = "in-use", "In use"
+
+
+class CannotScaleError(ConflictError):
+    """The cluster cannot have that many nodes, or not these."""
+
+    slug, title = "cannot-scale", "Cannot scale"
+
+
+class ProtectedError(ConflictError):
+    """The cluster is protected against deletion."""
+
+    slug, title = "cluster-protected", "Cluster protected"
+
+
+class DrainedByOtherError(ConflictError):
+    """Somebody else drained the node."""
+
+    slug, title = "drained-by-other", "Drained by somebody else"
+
+
+class UnknownNodeError(InvalidError):
+    """The cluster, or its pool, has no such node."""
+
+    slug, title = "unknown-node", "Unknown node"

@@ -2,8 +2,8 @@
 
 import base64
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -23,7 +23,7 @@ from dflare.kit.pagination import cut
 from dflare.kit.plan import Plan
 from dflare.kit.seal import Sealer, get_secret
 from dflare.services.auth.contract import Authorizer, Principal, ProjectRef, Resource, Scope
-from dflare.services.clusters import repository
+from dflare.services.clusters import repository, repository_life
 from dflare.services.clusters.contract import ClusterDeclared, ClusterState
 from dflare.services.clusters.domain import (
     ORDER_DEADLINE,
@@ -31,6 +31,7 @@ from dflare.services.clusters.domain import (
     cluster_event,
     cluster_id_of,
 )
+from dflare.services.clusters.domain_life import check_unprotected
 from dflare.services.clusters.errors import ClusterBusyError
 from dflare.services.clusters.service_admission import (
     Checked,
@@ -40,7 +41,7 @@ from dflare.services.clusters.service_admission import (
     name_taken,
 )
 from dflare.services.clusters.service_orders import Order, store_order
-from dflare.services.clusters.tables import KIT, Cluster, Member, NodePool
+from dflare.services.clusters.tables import KIT, Cluster, Drain, Member, NodePool
 from dflare.services.orchestrator.contract import Orchestrator, Reservation, Wishes
 
 SCHEMA = "clusters"
@@ -57,11 +58,12 @@ class Quote:
 
 @dataclass(frozen=True)
 class ClusterView:
-    """A cluster with its pools and nodes."""
+    """A cluster with its pools and nodes, and those of its nodes that are drained, by their ids."""
 
     cluster: Cluster
     pools: list[NodePool]
     members: list[Member]
+    drains: Mapping[str, Drain] = field(default_factory=dict[str, Drain])
 
 
 @dataclass(frozen=True)
@@ -264,7 +266,8 @@ class ClusterService:
         Raises:
             NotFoundError, ForbiddenError: as DESIGN section 5 says.
             PreconditionError: ``if_match`` names another state of it.
-            ClusterBusyError: it is being created or deleted.
+            ClusterBusyError: it is being created, resized or deleted.
+            ProtectedError: someone protected it.
         """
         try:
             view = await self.get(principal, project, reference)
@@ -282,6 +285,7 @@ class ClusterService:
         try:
             check_if_match(if_match, view.cluster.version, view.cluster.id)
             check_deletable(view.cluster)
+            check_unprotected(view.cluster)
             placed = await self.orchestrator.nodes_of(view.cluster.id)
             with telemetry.span("clusters.delete", operation_id=begun.operation_id):
                 async with self.database.transaction(SCHEMA) as session:
@@ -292,6 +296,7 @@ class ClusterService:
                     cluster = await repository.lock_cluster(session, scope, view.cluster.id)
                     check_if_match(if_match, cluster.version, cluster.id)
                     check_deletable(cluster)
+                    check_unprotected(cluster)
                     if cluster.version != view.cluster.version:
                         # Its nodes, read before, may be others now.
                         raise _changed(cluster)
@@ -330,8 +335,9 @@ class ClusterService:
             cluster = await repository.find(session, scope, Cluster, project.id, reference)
             pools = await repository.pools_of(session, [cluster.id])
             members = await repository.members_of(session, cluster.id)
+            drains = (await repository_life.drains_of(session, [cluster.id])).get(cluster.id, [])
         await self.authorizer.check(principal, "cluster:read", _resource(cluster))
-        return ClusterView(cluster, pools, members)
+        return ClusterView(cluster, pools, members, {one.node_id: one for one in drains})
 
     async def list(
         self,
@@ -387,6 +393,8 @@ def _new_cluster(
         user_data_id=checked.user_data.id if checked.user_data else None,
         operation_id=begun.operation_id,
         explanation=reservation.explanation,
+        expires_at=now + order.ttl if order.ttl else None,
+        protected=order.protected,
         created_by=principal.subject,
         created_at=now,
         version=1,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 from pydantic import JsonValue
@@ -37,6 +38,8 @@ class ClusterOrder:
     pools: tuple[PoolWish, ...]
     ssh_keys: tuple[str, ...]
     user_data: str | None
+    ttl: timedelta | None = None
+    protected: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,21 @@ from dflare.kit.plan import Plan
 from dflare.services.orchestrator.sagas.create_cluster import CREATE_CLUSTER
 from dflare.services.orchestrator.sagas.delete_cluster import DELETE_CLUSTER
 from dflare.services.orchestrator.sagas.enrol_nodes import ENROL_NODES
+from dflare.services.orchestrator.sagas.grow_cluster import GROW_CLUSTER
 from dflare.services.orchestrator.sagas.node_actions import NODE_ACTIONS
+from dflare.services.orchestrator.sagas.shrink_cluster import SHRINK_CLUSTER
 from dflare.services.orchestrator.sagas.volumes import VOLUME_SAGAS
 
 SAGAS: Mapping[str, Plan] = {
     plan.saga: plan
-    for plan in (CREATE_CLUSTER, DELETE_CLUSTER, ENROL_NODES, *NODE_ACTIONS, *VOLUME_SAGAS)
+    for plan in (
+        CREATE_CLUSTER,
+        DELETE_CLUSTER,
+        GROW_CLUSTER,
+        SHRINK_CLUSTER,
+        ENROL_NODES,
+        *NODE_ACTIONS,
+        *VOLUME_SAGAS,
+    )
 }
 """Every saga by its name."""
