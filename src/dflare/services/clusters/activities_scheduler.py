@@ -218,6 +218,15 @@ class StopScheduler(_SchedulerStep):
         outcome = DONE if loaded.gone else Outcome("pending", "its Slurm has not ended yet")
         return dict.fromkeys(targets, outcome)
 
+    async def record(
+        self, session: AsyncSession, call: StepCall, loaded: Loaded, outcomes: dict[str, Outcome]
+    ) -> None:
+        """Keep what was seen; the key of a released cluster opens nothing any more. An order that
+        was undone may be tried again, with the key that its nodes are told."""
+        await super().record(session, call, loaded, outcomes)
+        if loaded.gone and not call.undoing:
+            await rows.drop_key(session, call.resource_id)
+
 
 def keep_observed(scheduler: Scheduler, observed: SchedulerObserved | None, now: datetime) -> None:
     """Write what was seen of a cluster's scheduler to its row; ``None``: nothing is left."""

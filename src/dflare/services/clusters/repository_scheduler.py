@@ -17,7 +17,7 @@ from dflare.drivers.scheduler.port import (
     SchedulerSpec,
 )
 from dflare.kit.db import Database
-from dflare.kit.seal import Sealer, get_secret, put_secret
+from dflare.kit.seal import Sealer, drop_secret, get_secret, put_secret
 from dflare.services.auth.contract import Scope
 from dflare.services.clusters import repository
 from dflare.services.clusters.contract import Mount, SchedulerSecret
@@ -105,6 +105,11 @@ async def new_secret(session: AsyncSession, sealer: Sealer, cluster_id: str, key
         munge_key=base64.b64encode(key).decode(), controller=controller_of(cluster_id)
     )
     return base64.b64encode(sealer.seal(name, secret.model_dump_json().encode())).decode()
+
+
+async def drop_key(session: AsyncSession, cluster_id: str) -> None:
+    """Forget the munge key of a cluster of which nothing is left."""
+    await drop_secret(session, KIT, _secret_name(cluster_id))
 
 
 async def spec_of(session: AsyncSession, sealer: Sealer, cluster_id: str) -> SchedulerSpec:
