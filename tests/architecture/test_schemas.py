@@ -3,6 +3,7 @@ reaches across (DESIGN section 2)."""
 
 from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 import pytest
 from sqlalchemy import MetaData, text
@@ -24,6 +25,10 @@ def metadata_of(schema: str) -> MetaData:
     kit = {"feed": feed_tables.metadata, "trace": trace_tables.metadata}
     if schema in kit:
         return kit[schema]
+    package = import_module(f"dflare.services.{schema}")
+    for module in iter_modules(package.__path__):
+        if module.name.startswith("tables_"):
+            import_module(f"{package.__name__}.{module.name}")
     return import_module(f"dflare.services.{schema}.tables").Base.metadata
 
 

@@ -67,3 +67,27 @@ class UnknownNodeError(InvalidError):
     """The cluster, or its pool, has no such node."""
 
     slug, title = "unknown-node", "Unknown node"
+
+
+class SlurmUnavailableError(ConflictError):
+    """The site cannot run a Slurm cluster now."""
+
+    slug, title = "slurm-unavailable", "Slurm unavailable"
+
+
+class UnknownVolumeError(InvalidError):
+    """The order names a volume that the project does not have there, or that is not ready."""
+
+    slug, title = "unknown-volume", "Unknown volume"
+
+
+class InvalidMountError(InvalidError):
+    """A volume cannot be mounted as the order says."""
+
+    slug, title = "invalid-mount", "Invalid mount"
+
+
+class NoSchedulerError(ConflictError):
+    """The cluster runs no jobs, or not now."""
+
+    slug, title = "no-scheduler", "No scheduler"

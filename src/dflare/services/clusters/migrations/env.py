@@ -1,6 +1,6 @@
 """Alembic environment of schema ``clusters``."""
 
 from dflare.kit.migrations import run_environment
-from dflare.services.clusters.tables import Base
+from dflare.services.clusters.tables_jobs import Job
 
-run_environment(Base.metadata)
+run_environment(Job.metadata)

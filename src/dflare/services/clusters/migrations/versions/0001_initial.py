@@ -14,6 +14,20 @@ branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
 
+_JOB_INDEXES = (
+    ("ix_job_cluster", ["cluster_id", "id"], False, None),
+    ("ix_job_open", ["cluster_id"], False, "state NOT IN ('ended', 'refused')"),
+    ("ix_job_output_open", ["cluster_id"], False, "NOT direct AND output_state = ''"),
+    (
+        "uq_job_request_key",
+        ["cluster_id", "created_by", "request_key"],
+        True,
+        "request_key IS NOT NULL",
+    ),
+    ("uq_job_scheduler_id", ["cluster_id", "scheduler_id"], True, "scheduler_id IS NOT NULL"),
+)
+
+
 def upgrade() -> None:
     create_kit_tables("clusters")
     op.create_table(
@@ -250,9 +264,84 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("site_id", "name", name=op.f("pk_scheduler_host")),
         schema="clusters",
     )
+    _create_jobs()
+
+
+def _create_jobs() -> None:
+    op.create_table(
+        "job",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("organization_id", sa.Text(), nullable=False),
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.Column("site_id", sa.Text(), nullable=False),
+        sa.Column("cluster_id", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("account", sa.Text(), nullable=False),
+        sa.Column("member", sa.Text(), nullable=False),
+        sa.Column("direct", sa.Boolean(), nullable=False),
+        sa.Column("script", sa.Text(), nullable=True),
+        sa.Column(
+            "options", postgresql.JSONB(astext_type=sa.Text()), server_default="[]", nullable=False
+        ),
+        sa.Column(
+            "environment",
+            postgresql.JSONB(astext_type=sa.Text()),
+            server_default="{}",
+            nullable=False,
+        ),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text(), server_default="", nullable=False),
+        sa.Column("since", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("claimed_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("scheduler_id", sa.Text(), nullable=True),
+        sa.Column("scheduler_state", sa.Text(), server_default="", nullable=False),
+        sa.Column("exit_code", sa.Integer(), nullable=True),
+        sa.Column(
+            "runs", postgresql.JSONB(astext_type=sa.Text()), server_default="[]", nullable=False
+        ),
+        sa.Column("output_bytes", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("output_state", sa.Text(), server_default="", nullable=False),
+        sa.Column("output_checked_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("request_key", sa.Text(), nullable=True),
+        sa.Column("created_by", sa.Text(), nullable=False),
+        sa.Column("submitted_by", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("version", sa.Integer(), server_default="1", nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_job")),
+        schema="clusters",
+    )
+    for name, columns, unique, where in _JOB_INDEXES:
+        op.create_index(
+            name,
+            "job",
+            columns,
+            unique=unique,
+            schema="clusters",
+            postgresql_where=sa.text(where) if where else None,
+        )
+    op.create_table(
+        "job_output",
+        sa.Column("job_id", sa.Text(), nullable=False),
+        sa.Column("first", sa.Integer(), nullable=False),
+        sa.Column("content", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("job_id", "first", name=op.f("pk_job_output")),
+        schema="clusters",
+    )
+    op.create_table(
+        "jobs_followed",
+        sa.Column("cluster_id", sa.Text(), nullable=False),
+        sa.Column("until", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("cluster_id", name=op.f("pk_jobs_followed")),
+        schema="clusters",
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("jobs_followed", schema="clusters")
+    op.drop_table("job_output", schema="clusters")
+    for name, *_ in _JOB_INDEXES:
+        op.drop_index(name, table_name="job", schema="clusters")
+    op.drop_table("job", schema="clusters")
     op.drop_table("scheduler_host", schema="clusters")
     op.drop_index("ix_scheduler_site", table_name="scheduler", schema="clusters")
     op.drop_table("scheduler", schema="clusters")
