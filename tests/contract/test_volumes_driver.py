@@ -1,13 +1,21 @@
 """What a driver of volumes must do. A new driver is added to ``DRIVERS``, and its
 volumes are mounted by `mount`."""
 
+import contextlib
+import errno
+import fcntl
 import os
+import shutil
 import stat
-from collections.abc import Callable
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from dflare.drivers.volumes.btrfs import Subvolumes
 from dflare.drivers.volumes.local import LocalVolumes
 from dflare.drivers.volumes.port import QuotaMode, VolumeDriver, VolumeObserved, VolumeRefusedError
 from dflare.kit.ids import new_id
@@ -19,13 +27,60 @@ def local(folder: Path) -> VolumeDriver:
     return LocalVolumes(folder / "storage")
 
 
-DRIVERS: dict[str, Callable[[Path], VolumeDriver]] = {"local": local}
+DRIVERS: dict[str, Callable[[Path], VolumeDriver]] = {"local": local, "local on btrfs": local}
 
 
 @pytest.fixture(params=sorted(DRIVERS))
-def driver(request: pytest.FixtureRequest, tmp_path: Path) -> VolumeDriver:
+def driver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[VolumeDriver]:
     """A driver with an empty storage."""
-    return DRIVERS[request.param](tmp_path)
+    with contextlib.ExitStack() as stack:
+        if request.param == "local on btrfs":
+            stack.enter_context(btrfs(tmp_path / "storage"))
+        yield DRIVERS[request.param](tmp_path)
+
+
+@pytest.fixture
+def hard(tmp_path: Path) -> Iterator[VolumeDriver]:
+    """A driver whose sizes the kernel holds."""
+    with btrfs(tmp_path / "storage"):
+        yield local(tmp_path)
+
+
+@contextlib.contextmanager
+def btrfs(folder: Path, *, quotas: bool = True) -> Iterator[None]:
+    """An empty btrfs filesystem of 3 GiB at `folder`; where there can be none, the test is skipped
+    and says why."""
+    make = shutil.which("mkfs.btrfs", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    if os.geteuid() != 0 or make is None:
+        pytest.skip("needs root and mkfs.btrfs (Debian: apt-get install btrfs-progs)")
+    image = folder.parent.with_suffix(".img")
+    with image.open("wb") as stream:
+        stream.truncate(3 << 30)
+    folder.mkdir(mode=0o700)
+    subprocess.run([make, "-q", image], check=True, capture_output=True)
+    mounted = subprocess.run(["mount", "-o", "loop", image, folder], capture_output=True)
+    if mounted.returncode != 0:
+        image.unlink()
+        pytest.skip(f"no btrfs can be mounted here: {mounted.stderr.decode()[:200]}")
+    try:
+        folder.chmod(0o700)
+        if quotas:
+            switch_on_simple_quotas(folder)
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+        image.unlink()
+
+
+def switch_on_simple_quotas(folder: Path) -> None:
+    """As `btrfs quota enable --simple`, which btrfs-progs older than 6.7 have not."""
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.ioctl(place, 0xC0109428, struct.pack("=QQ", 4, 0))
+    except OSError as error:
+        pytest.skip(f"this kernel has no simple quotas: {error}")
+    finally:
+        os.close(place)
 
 
 def mount(driver: VolumeDriver, volume_id: str) -> Path:
@@ -157,6 +212,7 @@ async def test_removal_outlives_what_a_tenant_leaves_and_touches_nothing_outside
 async def test_a_tree_deeper_than_any_path_is_removed(driver: VolumeDriver) -> None:
     volume_id = new_id("vol")
     await driver.ensure(volume_id)
+    sized = await driver.set_quota(volume_id, 1)
     place = os.open(mount(driver, volume_id), os.O_RDONLY | os.O_DIRECTORY)
     for _ in range(1_500):
         os.mkdir("d" * 20, dir_fd=place)
@@ -164,7 +220,7 @@ async def test_a_tree_deeper_than_any_path_is_removed(driver: VolumeDriver) -> N
         os.close(place)
         place = below
     os.close(place)
-    assert (await driver.usage(volume_id, 30)).complete is False
+    assert (await driver.usage(volume_id, 30)).complete is (sized.quota is QuotaMode.HARD)
     assert await driver.remove(volume_id, 60) == GONE
 
 
@@ -224,3 +280,122 @@ async def test_local_says_that_its_sizes_are_advisory(tmp_path: Path) -> None:
     driver, volume_id = LocalVolumes(tmp_path), new_id("vol")
     await driver.ensure(volume_id)
     assert (await driver.set_quota(volume_id, 1)).quota is QuotaMode.ADVISORY
+
+
+# --- sizes that the kernel holds -------------------------------------------------------------
+
+_WRITE = """
+import os, sys
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+try:
+    with open(sys.argv[1], "wb", buffering=0) as stream:
+        for _ in range(32):
+            stream.write(os.urandom(1 << 20))
+            os.fsync(stream.fileno())
+except OSError as error:
+    print(error.errno)
+else:
+    print("written")
+"""
+
+
+def write_as_a_job(file: Path) -> str:
+    """What comes of writing 32 MiB under a user that is not root; the path is walked before."""
+    place = os.open(file.parent, os.O_RDONLY)
+    try:
+        name = f"/proc/self/fd/{place}/{file.name}"
+        command = [sys.executable, "-c", _WRITE, name]
+        ran = subprocess.run(command, pass_fds=[place], check=True, capture_output=True, text=True)
+        return ran.stdout.strip()
+    finally:
+        os.close(place)
+
+
+def fill(file: Path, size_bytes: int) -> None:
+    with file.open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, size_bytes)
+
+
+async def test_a_job_that_writes_beyond_a_hard_size_gets_edquot_and_goes_on_after_a_resize(
+    hard: VolumeDriver,
+) -> None:
+    volume_id = new_id("vol")
+    await hard.ensure(volume_id)
+    sized = await hard.set_quota(volume_id, 1)
+    assert (sized.size_gib, sized.quota) == (1, QuotaMode.HARD)
+    data = mount(hard, volume_id)
+    data.chmod(0o777)
+    fill(data / "most", (1 << 30) - (8 << 20))
+
+    assert write_as_a_job(data / "job") == str(errno.EDQUOT)
+
+    assert (await hard.usage(volume_id, 5)).used_bytes <= 1 << 30
+    await hard.set_quota(volume_id, 2)
+    assert write_as_a_job(data / "job") == "written"
+
+
+async def test_a_volume_s_size_is_no_other_s_and_free_again_when_content_is_removed(
+    hard: VolumeDriver,
+) -> None:
+    full, other = new_id("vol"), new_id("vol")
+    for one in (full, other):
+        await hard.ensure(one)
+        await hard.set_quota(one, 1)
+        mount(hard, one).chmod(0o777)
+    with pytest.raises(OSError, match=os.strerror(errno.EDQUOT)):
+        fill(mount(hard, full) / "much", 2 << 30)
+    fill(mount(hard, full) / "most", (1 << 30) - (8 << 20))
+    assert write_as_a_job(mount(hard, other) / "job") == "written"
+
+    (mount(hard, full) / "most").unlink()
+    (mount(hard, full) / "much").unlink()
+    await hard.usage(full, 5)
+
+    assert write_as_a_job(mount(hard, full) / "job") == "written"
+
+
+async def test_a_hard_size_is_never_less_than_what_the_volume_holds(hard: VolumeDriver) -> None:
+    volume_id = new_id("vol")
+    await hard.ensure(volume_id)
+    await hard.set_quota(volume_id, 2)
+    fill(mount(hard, volume_id) / "file", 3 << 29)
+    with pytest.raises(VolumeRefusedError, match=r"1\.5 GiB"):
+        await hard.set_quota(volume_id, 1)
+    assert (await hard.observe([volume_id]))[volume_id].size_gib == 2
+
+
+async def test_what_a_tenant_nests_in_a_volume_counts_and_goes_with_it(
+    hard: VolumeDriver, tmp_path: Path
+) -> None:
+    volume_id = new_id("vol")
+    await hard.ensure(volume_id)
+    await hard.set_quota(volume_id, 1)
+    data = mount(hard, volume_id)
+    (data / "folder").mkdir()
+    Subvolumes(data).create(data / "folder" / "nested")
+    (data / "folder" / "nested" / "secret").write_text("secret")
+    inner = data / "folder" / "nested" / "inner"
+    Subvolumes(data).create(inner)
+    (inner / "secret").write_text("secret")
+
+    assert await hard.remove(volume_id, 30) == GONE
+
+    assert "secret" not in everything_below(tmp_path / "storage")
+
+
+async def test_local_on_btrfs_says_advisory_where_nobody_switched_quotas_on(tmp_path: Path) -> None:
+    with btrfs(tmp_path / "storage", quotas=False):
+        driver, volume_id = local(tmp_path), new_id("vol")
+        await driver.ensure(volume_id)
+        assert (await driver.set_quota(volume_id, 1)).quota is QuotaMode.ADVISORY
+        assert await driver.remove(volume_id, 5) == GONE
+
+
+async def test_one_who_died_while_making_a_volume_leaves_nothing_in_the_way(
+    hard: VolumeDriver,
+) -> None:
+    volume_id = new_id("vol")
+    await hard.ensure(volume_id)
+    (mount(hard, volume_id).parent / "volume.json").unlink()
+    assert (await hard.ensure(volume_id)).present
+    assert (await hard.set_quota(volume_id, 1)).quota is QuotaMode.HARD

@@ -213,10 +213,16 @@ class Platform:
         """How volumes' steps and reconciler of this process wake each other."""
         return VolumeSignals()
 
+    @cached_property
+    def volume_drivers(self) -> dict[str, VolumeDriver]:
+        """The storages that were asked for; they remember what their disks were seen to hold."""
+        return {}
+
     def volume_driver(self, site_id: str) -> VolumeDriver:
         """The storage of a site."""
         own = Path(self.process.settings.data_dir) / "volumes"
-        return LocalVolumes(Path(self.volumes_settings.local_dir or own) / site_id)
+        folder = Path(self.volumes_settings.local_dir or own) / site_id
+        return self.volume_drivers.setdefault(site_id, LocalVolumes(folder))
 
     def volume_tools(self) -> VolumeTools:
         """What the reconciler of volumes works with."""

@@ -1,7 +1,9 @@
 """Driver ``local``: directories below one folder of a machine, for a site that is that machine.
 
 An ordinary user can limit a directory on no filesystem: project quotas, quota groups and loop
-images are root's. So sizes are ``advisory`` here, and ``usage`` finds by a scan what is beyond.
+images are root's. There sizes are ``advisory``, and ``usage`` finds by a scan what is beyond. For
+root on a btrfs filesystem with simple quotas a volume is a subvolume that the kernel limits; its
+size is ``hard`` where this process has seen a writer stopped at such a limit.
 
 A volume is ``volumes/<id>`` with ``data``, which hosts mount, and ``volume.json``, which holds its
 size and access map out of the tenants' reach. Content belongs to tenants, who may leave symbolic
@@ -10,46 +12,48 @@ flattens what it finds, so that no path grows long.
 """
 
 import asyncio
-import contextlib
 import json
 import os
 import re
 import stat
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dflare.drivers.volumes.btrfs import Subvolumes, root_of
 from dflare.drivers.volumes.port import (
     QuotaMode,
     VolumeObserved,
     VolumeRefusedError,
     VolumeUse,
 )
+from dflare.drivers.volumes.trees import empty, scan
 from dflare.kit.db import assert_no_transaction
 
 _ID = re.compile(r"vol_[0-9a-z]{1,40}")
-_LOOK_EVERY = 256
-"""Entries between two looks at the clock."""
-
-_BLOCK_BYTES = 512
-"""Unit of ``st_blocks`` (POSIX ``sys/stat.h`` leaves it open; it is this on Linux)."""
+_BYTES_PER_GIB = 2**30
+_PAUSE_S = 0.05
 
 
 class LocalVolumes:
     """Volumes below ``folder``, which belongs to this process's user alone."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._volumes = folder / "volumes"
         self._removing = folder / "removing"
+        self._lock = threading.Lock()
+        self._proved: bool | None = None
 
     async def ensure(self, volume_id: str) -> VolumeObserved:
-        """Two directories and a file; the file is written last and makes it exist."""
+        """A directory with content and file; the file is written last and makes it exist."""
         return await self._off_loop(self._ensure, volume_id)
 
     async def set_quota(self, volume_id: str, size_gib: int) -> VolumeObserved:
-        """Noted only: see above."""
-        return await self._off_loop(self._note, volume_id, {"size_gib": size_gib})
+        """Set where the kernel holds it, noted elsewhere: see above."""
+        return await self._off_loop(self._limit, volume_id, size_gib)
 
     async def set_access(self, volume_id: str, access: Mapping[str, bool]) -> VolumeObserved:
         """Noted, for those who mount on this machine: they mount what the map allows."""
@@ -65,7 +69,8 @@ class LocalVolumes:
         return dict(zip(volume_ids, found, strict=True))
 
     async def usage(self, volume_id: str, within_s: float) -> VolumeUse:
-        """Blocks of every file and directory, those with several names counted once."""
+        """What the kernel counts where it holds the size. Elsewhere blocks of every file and
+        directory, those with several names counted once."""
         return await self._off_loop(self._usage, volume_id, within_s)
 
     def source(self, volume_id: str) -> str:
@@ -87,30 +92,79 @@ class LocalVolumes:
             raise VolumeRefusedError(f"volume {volume_id} is being removed")
         _own(self._volumes)
         place.mkdir(mode=0o700, exist_ok=True)
-        (place / "data").mkdir(mode=0o700, exist_ok=True)
         if not (place / "volume.json").exists():
-            _write(place / "volume.json", {"size_gib": None, "access": {}})
+            group = self._make(place / "data")
+            _write(place / "volume.json", {"size_gib": None, "access": {}, "group": group})
         return self._observe(volume_id)
 
+    def _make(self, data: Path) -> int | None:
+        """Where content is to be; the group that holds its size, where one does."""
+        disk = self._disk()
+        if disk is None:
+            data.mkdir(mode=0o700, exist_ok=True)
+            return None
+        if data.exists():
+            # Made by one who did not come to write down its group; nobody has had it.
+            disk.destroy(root_of(data))
+        group = disk.create(data)
+        data.chmod(0o700)
+        return group
+
+    def _disk(self) -> Subvolumes | None:
+        """The filesystem, if it was seen to hold sizes; looked at once in a process's life."""
+        disk = Subvolumes(self._volumes)
+        with self._lock:
+            if self._proved is None:
+                _own(self._volumes)
+                self._proved = disk.proves_limits()
+        return disk if self._proved else None
+
+    def _group(self, noted: Mapping[str, Any]) -> tuple[Subvolumes, int] | None:
+        """What holds a volume's size; ``None`` where nothing does, or not any more."""
+        group: int | None = noted.get("group")
+        disk = None if group is None else self._disk()
+        return None if group is None or disk is None else (disk, group)
+
+    def _limit(self, volume_id: str, size_gib: int) -> VolumeObserved:
+        held = self._group(self._noted(volume_id))
+        if held is not None:
+            disk, group = held
+            used_bytes = disk.used_by(group)
+            if used_bytes > size_gib * _BYTES_PER_GIB:
+                used_gib = used_bytes / _BYTES_PER_GIB
+                raise VolumeRefusedError(f"it holds {used_gib:.1f} GiB, more than {size_gib} GiB")
+            disk.limit(group, size_gib * _BYTES_PER_GIB)
+        return self._note(volume_id, {"size_gib": size_gib})
+
+    def _noted(self, volume_id: str) -> dict[str, Any]:
+        try:
+            return json.loads((self._place(volume_id) / "volume.json").read_text())
+        except FileNotFoundError as error:
+            raise VolumeRefusedError(f"there is no volume {volume_id} in the storage") from error
+
     def _note(self, volume_id: str, change: Mapping[str, Any]) -> VolumeObserved:
-        file = self._place(volume_id) / "volume.json"
-        if not file.exists():
-            raise VolumeRefusedError(f"there is no volume {volume_id} in the storage")
-        noted = json.loads(file.read_text())
+        noted = self._noted(volume_id)
         if {**noted, **change} != noted:
-            _write(file, {**noted, **change})
+            _write(self._place(volume_id) / "volume.json", {**noted, **change})
         return self._observe(volume_id)
 
     def _observe(self, volume_id: str) -> VolumeObserved:
         place = self._place(volume_id)
         try:
-            noted = json.loads((place / "volume.json").read_text())
-        except FileNotFoundError:
+            noted = self._noted(volume_id)
+        except VolumeRefusedError:
             left = os.path.lexists(place) or os.path.lexists(self._removing / volume_id)
             return VolumeObserved(present=left)
         size_gib = noted["size_gib"] if (place / "data").is_dir() else None
-        mode = None if size_gib is None else QuotaMode.ADVISORY
-        return VolumeObserved(True, size_gib, mode, dict(noted["access"]))
+        mode = QuotaMode.ADVISORY
+        held = None if size_gib is None else self._group(noted)
+        if held is not None:
+            disk, group = held
+            limit, mode = disk.limit_of(group), QuotaMode.HARD
+            size_gib = None if limit is None else limit // _BYTES_PER_GIB
+        return VolumeObserved(
+            True, size_gib, None if size_gib is None else mode, dict(noted["access"])
+        )
 
     def _remove(self, volume_id: str, within_s: float) -> VolumeObserved:
         place, going = self._place(volume_id), self._removing / volume_id
@@ -118,16 +172,49 @@ class LocalVolumes:
             _own(self._removing)
             place.rename(going)
             _sync(self._volumes)
-        if going.exists() and _empty(going, time.monotonic() + within_s):
+        until = time.monotonic() + within_s
+        if going.exists() and self._destroy(going, until) and empty(going, until):
             going.rmdir()
             _sync(self._removing)
         return self._observe(volume_id)
+
+    def _destroy(self, going: Path, until: float) -> bool:
+        """Destroy the subvolume of a volume that is being removed, if it is one, at most until
+        then; whether nothing of it is left on the disk."""
+        try:
+            noted = json.loads((going / "volume.json").read_text())
+        except FileNotFoundError:
+            return True
+        held = self._group(noted)
+        if held is None:
+            return True
+        disk, group = held
+        data, roots = going / "data", list(noted.get("roots", ()))
+        if data.exists():
+            # Written down before it is gone from every path, so that nobody forgets to look.
+            roots = disk.family(root_of(data))
+            _write(going / "volume.json", {**noted, "roots": roots})
+            disk.lift(group)
+            for root_id in roots:
+                disk.destroy(root_id)
+        disk.settle()
+        while any(disk.exists(root_id) for root_id in roots):
+            if time.monotonic() > until:
+                return False
+            time.sleep(_PAUSE_S)
+            disk.settle()
+        disk.forget(group)
+        return True
 
     def _usage(self, volume_id: str, within_s: float) -> VolumeUse:
         data = self._place(volume_id) / "data"
         if not data.is_dir():
             raise VolumeRefusedError(f"there is no volume {volume_id} in the storage")
-        return _scan(data, time.monotonic() + within_s)
+        held = self._group(self._noted(volume_id))
+        if held is not None:
+            disk, group = held
+            return VolumeUse(disk.used_by(group))
+        return scan(data, time.monotonic() + within_s)
 
 
 def _own(folder: Path) -> None:
@@ -159,89 +246,3 @@ def _sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _empty(top: Path, until: float) -> bool:
-    """Remove everything in ``top``, at most until then; whether nothing is left.
-
-    A directory below is emptied by moving its own directories up to ``top``, where they are
-    emptied in their turn: however deep the tree is, two directories are open at a time.
-    """
-    root = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        moved = 0
-        while names := os.listdir(root):
-            for name in names:
-                if stat.S_ISDIR(os.lstat(name, dir_fd=root).st_mode):
-                    moved = _flatten(root, name, moved, until)
-                    # Not empty is one that took too long, or that somebody still writes to.
-                    with contextlib.suppress(OSError):
-                        os.rmdir(name, dir_fd=root)
-                else:
-                    os.unlink(name, dir_fd=root)
-                if time.monotonic() > until:
-                    return not os.listdir(root)
-        return True
-    finally:
-        os.close(root)
-
-
-def _flatten(root: int, name: str, moved: int, until: float) -> int:
-    """Unlink the files of directory ``name`` of ``root`` and move its directories to ``root``."""
-    _open_up(root, name)
-    folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root)
-    try:
-        with os.scandir(folder) as entries:
-            for count, entry in enumerate(entries):
-                if entry.is_dir(follow_symlinks=False):
-                    _open_up(folder, entry.name)
-                    moved += 1
-                    fresh = f"{time.monotonic_ns()}.{moved}"
-                    os.rename(entry.name, fresh, src_dir_fd=folder, dst_dir_fd=root)
-                else:
-                    os.unlink(entry.name, dir_fd=folder)
-                if count % _LOOK_EVERY == 0 and time.monotonic() > until:
-                    break
-    finally:
-        os.close(folder)
-    return moved
-
-
-def _open_up(parent: int, name: str) -> None:
-    """Give this user every right on a directory that a tenant may have closed. It is opened as a
-    place first, so that nobody can put a link where it was looked at (``open(2)``, O_PATH)."""
-    place = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
-    try:
-        os.chmod(f"/proc/self/fd/{place}", 0o700)
-    finally:
-        os.close(place)
-
-
-def _scan(top: Path, until: float) -> VolumeUse:
-    """The bytes below ``top``; what cannot be looked into or comes too late is left out."""
-    used, seen, complete = 0, set[tuple[int, int]](), True
-    waiting, count = [str(top)], 0
-    while waiting:
-        try:
-            entries = os.scandir(waiting.pop())
-        except OSError:
-            complete = False
-            continue
-        with entries:
-            for entry in entries:
-                count += 1
-                if count % _LOOK_EVERY == 0 and time.monotonic() > until:
-                    return VolumeUse(used, complete=False)
-                try:
-                    found = entry.stat(follow_symlinks=False)
-                except OSError:
-                    complete = False
-                    continue
-                if stat.S_ISDIR(found.st_mode):
-                    waiting.append(entry.path)
-                elif found.st_nlink > 1:
-                    if (found.st_dev, found.st_ino) in seen:
-                        continue
-                    seen.add((found.st_dev, found.st_ino))
-                used += found.st_blocks * _BLOCK_BYTES
-    return VolumeUse(used, complete)
