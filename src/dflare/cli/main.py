@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "doctor": ("local", "Say what is wrong on this machine and what to do.", LOCAL),
     "logs": ("local", "Print the log of a component.", LOCAL),
     "serve": ("local", "Become one process of the platform.", LOCAL),
+    "demo": ("demo", "Show what the platform does, and prove it.", LOCAL),
     "login": ("login", "Log in.", ACCESS),
     "logout": ("login", "Log out.", ACCESS),
     "whoami": ("login", "Show who you are and what you may do.", ACCESS),
