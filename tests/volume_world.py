@@ -12,7 +12,7 @@ import httpx
 from sqlalchemy import insert, select
 
 from dflare.drivers.volumes.local import LocalVolumes
-from dflare.drivers.volumes.port import VolumeObserved
+from dflare.drivers.volumes.port import VolumeObserved, VolumeUse
 from dflare.kit.clock import ManualClock
 from dflare.kit.db import Database
 from dflare.kit.feed import FeedEntry
@@ -24,6 +24,7 @@ from dflare.services.volumes import activities
 from dflare.services.volumes.api import router
 from dflare.services.volumes.projections import projections
 from dflare.services.volumes.reconciler import Tools, VolumeReconciler
+from dflare.services.volumes.reconciler_scan import VolumeScanner
 from dflare.services.volumes.service import VolumeService
 from dflare.services.volumes.settings import VolumesSettings
 from dflare.services.volumes.signals import Signals
@@ -56,10 +57,13 @@ class Flaky:
     broken: int = 0
     stuck: asyncio.Event | None = None
     writes: list[str] = field(default_factory=list[str])
+    counted: list[str] = field(default_factory=list[str])
     begun: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __getattr__(self, name: str) -> Any:
         verb = getattr(self.inner, name)
+        if name == "usage":
+            return self._usage
         if name not in ("ensure", "set_quota", "set_access", "remove"):
             return verb
 
@@ -75,6 +79,10 @@ class Flaky:
 
         return write
 
+    async def _usage(self, volume_id: str, within_s: float) -> VolumeUse:
+        self.counted.append(volume_id)
+        return await self.inner.usage(volume_id, within_s)
+
 
 @dataclass
 class World:
@@ -84,6 +92,7 @@ class World:
     clock: ManualClock
     storage: Flaky
     reconciler: VolumeReconciler
+    scanner: VolumeScanner
     steps: dict[str, Any]
     http: dict[str, httpx.AsyncClient]
     generation: int = 0
@@ -180,9 +189,10 @@ class World:
             return await session.get_one(Volume, volume_id)
 
     async def settle(self) -> None:
-        """Looks of the reconciler until nothing is behind, some time later each."""
+        """Looks of reconciler and scanner until nothing is behind, some time later each."""
         for _ in range(6):
             await self.reconciler.look()
+            await self.scanner.look()
             self.clock.at += timedelta(seconds=20)
 
     async def events(self, kind: str) -> list[dict[str, Any]]:
@@ -241,6 +251,7 @@ async def volume_world(postgres_url: str, folder: Path) -> AsyncIterator[World]:
         clock,
         storage,
         VolumeReconciler(tools),
+        VolumeScanner(tools),
         {step.name: step for step in steps},
         {who.subject: client(app, who) for who in (MEMBER, OPERATOR, VIEWER, STRANGER)},
     )

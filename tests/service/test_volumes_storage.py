@@ -10,6 +10,7 @@ from sqlalchemy import select, text, update
 
 from dflare.services.orchestrator.sagas import SAGAS
 from dflare.services.volumes.reconciler import Tools, VolumeReconciler
+from dflare.services.volumes.reconciler_scan import VolumeScanner
 from dflare.services.volumes.tables import Access, Volume
 from tenancy import BLUE
 from volume_world import SITE, VOLUMES, World, data_of, volume_world
@@ -159,6 +160,32 @@ async def test_content_beyond_an_advisory_size_is_found_and_told(world: World) -
     assert shown["used_bytes"] >= 1 << 20
     assert shown["over_quota"] is True
     assert (await world.events("volume.changed"))[-1]["over_quota"] is True
+    world.clock.at += timedelta(minutes=5)
+    await world.settle()
+    (told,) = await world.events("volume.over_quota")
+    assert (told["id"], told["used_bytes"]) == (volume_id, shown["used_bytes"])
+
+
+async def test_what_took_long_to_count_is_left_alone_for_a_multiple_of_that(world: World) -> None:
+    slow = await world.made("slow")
+    tools = world.scanner.tools
+    settings = tools.settings.model_copy(update={"scan_rest": 1e9})
+    scanner = VolumeScanner(Tools(**{**vars(tools), "settings": settings}))
+    await scanner.look()
+    quick = await world.made("quick")
+    for _ in range(3):
+        world.clock.at += timedelta(minutes=2)
+        await scanner.look()
+
+    assert world.storage.counted == [slow, quick]
+
+
+async def test_volumes_are_counted_in_turn_a_few_at_a_time(world: World) -> None:
+    made = [await world.made(f"v{n}") for n in range(5)]
+    for count in (2, 4, 5, 5):
+        await world.scanner.look()
+        assert len(world.storage.counted) == count
+    assert sorted(world.storage.counted) == sorted(made)
 
 
 async def test_access_that_somebody_changed_in_the_storage_is_put_right(world: World) -> None:

@@ -69,6 +69,7 @@ from dflare.services.volumes import activities as volumes_activities
 from dflare.services.volumes import projections as volumes_projections
 from dflare.services.volumes.reconciler import Tools as VolumeTools
 from dflare.services.volumes.reconciler import VolumeReconciler
+from dflare.services.volumes.reconciler_scan import VolumeScanner
 from dflare.services.volumes.settings import VolumesSettings
 from dflare.services.volumes.signals import Signals as VolumeSignals
 from dflare.services.volumes.tables import KIT as VOLUMES
@@ -357,7 +358,10 @@ class Platform:
                 ("nodes", NodeReconciler(self.baremetal_parts).run()),
             ],
             "network": lambda: [("fabrics", Supervisor(self.network_tools()).run())],
-            "volumes": lambda: [("volumes", VolumeReconciler(self.volume_tools()).run())],
+            "volumes": lambda: [
+                ("volumes", VolumeReconciler(self.volume_tools()).run()),
+                ("volume-scans", VolumeScanner(self.volume_tools()).run()),
+            ],
         }
 
     async def close_clients(self) -> None:

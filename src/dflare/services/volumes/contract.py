@@ -10,7 +10,8 @@ queue, for orders of clusters (the target is the cluster): ``grant@1`` gives it 
 ``revoke@1`` takes every volume from it and waits until that was seen.
 
 Events emitted: ``volume.changed`` (its ``source`` is what hosts mount, empty until the storage has
-the volume), ``volume.access_changed`` (data: ``AccessFacts``),
+the volume), ``volume.over_quota`` (a scan found more in it than before and than its size; data as
+of ``volume.changed``), ``volume.access_changed`` (data: ``AccessFacts``),
 ``volume.usage_changed`` (data: ``VolumeUsage``).
 Events consumed: ``site.declared``, ``site.frozen``, ``cluster.declared`` (what orders mount),
 ``cluster.changed`` (who may be given access),

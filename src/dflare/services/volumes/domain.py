@@ -141,6 +141,12 @@ def volume_event(volume: Volume, now: datetime) -> Event:
     return _event(volume, "volume.changed", volume.id, volume.version, now, volume_document(volume))
 
 
+def over_quota_event(volume: Volume, now: datetime) -> Event:
+    """``volume.over_quota`` for a locked volume whose version was raised."""
+    data = volume_document(volume)
+    return _event(volume, "volume.over_quota", volume.id, volume.version, now, data)
+
+
 def access_event(volume: Volume, access: Access, now: datetime) -> Event:
     """``volume.access_changed`` for a locked volume whose version was raised."""
     facts = AccessFacts(

@@ -20,7 +20,6 @@ from dflare.drivers.volumes.port import (
     VolumeDriver,
     VolumeObserved,
     VolumeRefusedError,
-    VolumeUse,
 )
 from dflare.kit import outbox
 from dflare.kit.clock import Clock
@@ -30,7 +29,7 @@ from dflare.kit.lease import Lease
 from dflare.kit.telemetry import log
 from dflare.services.auth.contract import Scope
 from dflare.services.volumes import repository
-from dflare.services.volumes.contract import AccessMode, VolumeState
+from dflare.services.volumes.contract import AccessMode
 from dflare.services.volumes.domain import access_event, volume_event
 from dflare.services.volumes.settings import VolumesSettings
 from dflare.services.volumes.signals import Signals
@@ -116,23 +115,18 @@ class VolumeReconciler:
                     await self.tools.signals.wanted(self.tools.settings.poll_s)
         finally:
             for lease in self._leases.values():
-                await asyncio.shield(_let_go(lease))
+                await asyncio.shield(let_go(lease))
 
     async def look(self) -> bool:
         """One pass; whether there is more to do at once."""
         async with self.tools.database.reading(SCHEMA) as session:
-            query = select(KnownSite.site_id).where(
-                KnownSite.version > 0, KnownSite.frozen.is_(False)
-            )
-            site_ids = sorted((await session.scalars(query)).all())
+            site_ids = await repository.open_sites(session)
         busy = False
         for site_id in site_ids:
             lease = self._lease(site_id)
-            todo = await self._todo(site_id)
-            if any(todo) and await lease.take():
-                behind, due = todo
+            behind = await self._behind(site_id)
+            if behind and await lease.take():
                 goes_on = await asyncio.gather(*(self._bring_about(one) for one in behind))
-                await asyncio.gather(*(self._scan(site_id, one) for one in due))
                 busy = busy or any(goes_on) or len(behind) == AT_ONCE
         return busy
 
@@ -143,25 +137,17 @@ class VolumeReconciler:
             self._leases[site_id] = Lease(tools.database, name, tools.holder, ttl_s)
         return self._leases[site_id]
 
-    async def _todo(self, site_id: str) -> tuple[list[str], list[str]]:
-        """Volumes that are behind and may be tried now, and those whose scan is due."""
+    async def _behind(self, site_id: str) -> list[str]:
+        """Volumes that are behind and may be tried now."""
         now = self.tools.clock.now()
-        before = now - timedelta(seconds=self.tools.settings.scan_every_s)
-        here = select(Volume.id).where(Volume.site_id == site_id)
-        behind = here.where(
+        behind = select(Volume.id).where(
+            Volume.site_id == site_id,
             Volume.observed_revision < Volume.revision,
             ~(Volume.refused & (Volume.trouble_revision == Volume.revision)),
         )
-        due = here.where(
-            Volume.state.in_([VolumeState.READY, VolumeState.RESIZING]),
-            Volume.observed_revision == Volume.revision,
-            Volume.scanned_at.is_(None) | (Volume.scanned_at < before),
-        )
         async with self.tools.database.reading(SCHEMA) as session:
             late = (await session.scalars(behind.order_by(Volume.id).limit(512))).all()
-            old = (await session.scalars(due.order_by(Volume.scanned_at).limit(AT_ONCE))).all()
-        ready = [one for one in late if self._not_before.get(one, now) <= now]
-        return ready[:AT_ONCE], list(old)
+        return [one for one in late if self._not_before.get(one, now) <= now][:AT_ONCE]
 
     async def _bring_about(self, volume_id: str) -> bool:
         """Act on one volume; whether it is to be looked at again at once."""
@@ -248,7 +234,7 @@ class VolumeReconciler:
             if not found.open:
                 volume.intent_revision = volume.intent_until = None
                 volume.intent_holder = ""
-            before = _shown(volume)
+            before = shown(volume)
             changed: Sequence[Access] = ()
             volume.trouble, volume.refused = found.trouble, found.refused
             volume.trouble_revision = wanted.revision
@@ -260,38 +246,10 @@ class VolumeReconciler:
             elif found.lost:
                 # Nobody has access to what is not there: releases of clusters need not wait.
                 changed = await _note_access(session, volume, VolumeObserved(present=False))
-            await _emit(session, volume, before, changed, now)
-
-    async def _scan(self, site_id: str, volume_id: str) -> None:
-        """Count what a volume holds, and see whether the storage still has it as it should be."""
-        tools = self.tools
-        driver = tools.drivers(site_id)
-        use: VolumeUse | None = None
-        try:
-            async with asyncio.timeout(tools.settings.act_s + _GRACE_S):
-                seen = (await driver.observe([volume_id]))[volume_id]
-                use = await driver.usage(volume_id, tools.settings.act_s) if seen.present else None
-        except (VolumeRefusedError, OSError) as error:
-            log.warning("volume_scan_failed", volume_id=volume_id, error=repr(error)[:300])
-            seen = None
-        async with tools.database.transaction(SCHEMA) as session:
-            volume = await repository.lock_volume(session, _SCOPE, volume_id)
-            now = tools.clock.now()
-            before = _shown(volume)
-            volume.scanned_at = now
-            if use is not None:
-                volume.used_bytes, volume.used_complete = use.used_bytes, use.complete
-            if seen is not None and volume.observed_revision == volume.revision:
-                rows = await repository.access_of(session, [volume.id])
-                access = repository.desired_access(rows)
-                wanted = Wanted(volume.id, 0, True, volume.desired_gib, access, known=True)
-                if not wanted.is_met(seen):
-                    volume.revision += 1
-                    log.warning("volume_drift", volume_id=volume_id, seen=repr(seen)[:300])
-            await _emit(session, volume, before, (), now)
+            await emit_shown(session, volume, before, changed, now)
 
 
-async def _emit(
+async def emit_shown(
     session: AsyncSession,
     volume: Volume,
     before: tuple[object, ...],
@@ -299,7 +257,7 @@ async def _emit(
     now: datetime,
 ) -> None:
     """Tell what people see of a locked volume, where that is something else than before."""
-    if _shown(volume) == before and not access:
+    if shown(volume) == before and not access:
         return
     volume.version += 1
     await session.flush()
@@ -337,13 +295,13 @@ async def _note_access(
     return changed
 
 
-def _shown(volume: Volume) -> tuple[object, ...]:
+def shown(volume: Volume) -> tuple[object, ...]:
     """What people see of a volume that the reconciler changes."""
     shown = (volume.trouble, volume.quota, volume.used_bytes, volume.observed_gib)
     return (*shown, volume.source)
 
 
-async def _let_go(lease: Lease) -> None:
+async def let_go(lease: Lease) -> None:
     try:
         await lease.give_back()
     except (SQLAlchemyError, OSError, ProblemError) as error:

@@ -193,6 +193,12 @@ async def sites(session: AsyncSession) -> list[KnownSite]:
     return list((await session.scalars(query)).all())
 
 
+async def open_sites(session: AsyncSession) -> list[str]:
+    """Ids of the sites whose storages may be written to."""
+    query = select(KnownSite.site_id).where(KnownSite.version > 0, KnownSite.frozen.is_(False))
+    return sorted((await session.scalars(query)).all())
+
+
 async def end_usage(session: AsyncSession, volume: Volume, at: datetime) -> None:
     """Close the open interval of a locked volume, if it has one, and emit it."""
     query = select(UsageInterval).where(
