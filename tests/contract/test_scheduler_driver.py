@@ -26,7 +26,7 @@ from dflare.drivers.scheduler.port import (
 from dflare.drivers.scheduler.rest import HostRest
 from dflare.drivers.scheduler.slurm_accounts import host_names
 from dflare.drivers.scheduler.slurm_host import SlurmHost
-from scheduler_host import WireHost, wire_host
+from scheduler_wire import WireHost, wire_host
 
 SLOTS = tuple(
     Slot(f"gpu-{n}", "gpu", 64, 1024, 8, "h100", "leaf-1" if n < 2 else None) for n in range(4)
