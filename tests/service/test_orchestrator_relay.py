@@ -23,6 +23,7 @@ from dflare.kit.retention import Retention
 from dflare.kit.settings import PlatformSettings
 from dflare.kit.temporal import connect
 from dflare.services.orchestrator.reconciler import Sweeper, WorkflowStarter, workflow_id
+from dflare.services.orchestrator.reconciler_waiting import WaitingOrders
 from dflare.services.orchestrator.tables import KIT
 from stores import drop_database
 from tenancy import migrated_database
@@ -51,6 +52,7 @@ class Relays:
             lease=Lease(self.database, "relay", holder, ttl_s=2),
             starter=WorkflowStarter(self.database, self.client, KITS, queue=new_id("queue")),
             sweeper=Sweeper(self.database, self.client, KITS, clock),
+            waiting=WaitingOrders(self.database, KITS, clock),
             retention=Retention(self.database, KITS, clock, timedelta(days=30)),
             settings=RelaySettings(**settings),
             schemas=KITS,

@@ -26,6 +26,7 @@ from dflare.kit.settings import Settings
 from dflare.kit.tables import KitTables, kit_tables, service_metadata
 from dflare.kit.telemetry import log
 from dflare.services.orchestrator.reconciler import Sweeper, WorkflowStarter
+from dflare.services.orchestrator.reconciler_waiting import WaitingOrders
 
 LEASE = "relay"
 EVENT, OPERATION = "event", "operation"
@@ -42,6 +43,7 @@ class RelaySettings(Settings):
     poll_s: float = 0.05
     sweep_every_s: float = 2.0
     expire_every_s: float = 5.0
+    place_every_s: float = 0.5
     keep_events_days: float = 30.0
     keep_relayed_hours: float = 1.0
     keep_answers_hours: float = 24.0
@@ -60,6 +62,7 @@ class Relay:
     lease: Lease
     starter: WorkflowStarter
     sweeper: Sweeper
+    waiting: WaitingOrders
     retention: Retention
     settings: RelaySettings
     schemas: Mapping[str, KitTables]
@@ -99,6 +102,9 @@ class Relay:
                         self._every(
                             self.settings.expire_every_s, "expire", self.sweeper.expire_holds
                         )
+                    )
+                    group.create_task(
+                        self._every(self.settings.place_every_s, "place", self.waiting.place)
                     )
                     group.create_task(self._every(60, "retention", self.retention.apply))
             except* LeaseLostError:
@@ -171,6 +177,7 @@ async def serve(process: Process) -> None:
             process.database, process.temporal, schemas, process.settings.heartbeat_s
         ),
         sweeper=Sweeper(process.database, process.temporal, schemas, process.clock),
+        waiting=WaitingOrders(process.database, schemas, process.clock),
         retention=Retention(
             process.database,
             schemas,

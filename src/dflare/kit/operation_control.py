@@ -61,7 +61,10 @@ async def cancel(database: Database, kit: KitTables, operation_id: str, clock: C
                 "the operation was undone as far as it could be",
                 next_step="Remove the cause that its reason names, then resume it.",
             )
-        row = await change_operation(session, kit, row, clock.now(), cancel_requested=True)
+        # One that waits at attempt 0 is started, to find out at once that it was cancelled.
+        row = await change_operation(
+            session, kit, row, clock.now(), cancel_requested=True, attempt=max(row["attempt"], 1)
+        )
         return await operation_document(session, kit, row)
 
 

@@ -51,7 +51,11 @@ def check_transition(old: OperationState, new: OperationState) -> None:
 
 @dataclass(frozen=True)
 class NewOperation:
-    """An order to store. ``targets`` are node ids, or empty where the resource is the target."""
+    """An order to store. ``targets`` are node ids, or empty where the resource is the target.
+
+    One that ``waits`` for something outside itself, for the ``reason`` given, stands at attempt 0,
+    which nobody starts, until whoever it waits for gives it its targets and its first attempt.
+    """
 
     id: str
     kind: str
@@ -64,6 +68,8 @@ class NewOperation:
     targets: Sequence[str]
     created_by: str
     trace: dict[str, str]
+    waits: bool = False
+    reason: str = ""
 
 
 async def create_operation(
@@ -86,6 +92,8 @@ async def create_operation(
             created_by=new.created_by,
             created_at=now,
             trace=new.trace,
+            attempt=0 if new.waits else 1,
+            reason=new.reason,
         )
     )
     await session.execute(

@@ -21,7 +21,7 @@ from dflare.services.orchestrator import domain, repository
 from dflare.services.orchestrator.contract import AllocationState, Wishes
 from dflare.services.orchestrator.placement import Wish, place
 from dflare.services.orchestrator.placement_pools import why_not_free, wish_of
-from dflare.services.orchestrator.service import placement_of
+from dflare.services.orchestrator.service_waiting import placement_of
 from dflare.services.orchestrator.tables import Allocation
 
 _SCOPE = Scope.system("steps on the ledger of allocations")

@@ -8,7 +8,7 @@ exclusive right to act on nodes outside an order; undo ``unclaim@1``), ``unclaim
 Events emitted: ``allocation.changed`` (data: ``AllocationFacts``), ``claim.changed`` (data:
 ``ClaimFacts``).
 Events consumed: ``node.declared``, ``node.state_changed``, ``site.declared``, ``quota.changed``,
-``operation.changed``.
+``operation.changed``, ``cluster.changed`` (when a cluster ends).
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from dflare.kit.plan import Plan
 
@@ -122,7 +122,8 @@ class Wishes(_Contract):
     """What an order needs. The hold lives ``ttl_s`` of wall time unless it is confirmed.
 
     Nodes for a cluster that has some already are placed near those, and, without a ``placement``
-    of their own, as the cluster's first nodes were wished.
+    of their own, as the cluster's first nodes were wished. An order that may ``wait`` is kept
+    where too few are free. ``ends_at`` is when the nodes are given back at the latest, if known.
     """
 
     organization_id: str
@@ -131,6 +132,8 @@ class Wishes(_Contract):
     cluster_id: str
     pools: tuple[PoolWish, ...]
     placement: PlacementWish | None = None
+    wait: bool = False
+    ends_at: AwareDatetime | None = None
     ttl_s: float = 120
 
 
@@ -149,12 +152,17 @@ class Placed:
 
 @dataclass(frozen=True)
 class Reservation:
-    """The answer to wishes: the nodes held, the plan to store, why these nodes."""
+    """The answer to wishes: the nodes held, the plan to store, why these nodes.
+
+    Where the order ``waits`` nothing is placed, the explanation says what for, and its operation
+    has to be stored at attempt 0: it is given its nodes and started when there are some.
+    """
 
     placed: tuple[Placed, ...]
     plan: Plan
     explanation: str
     expires_at: datetime
+    waits: bool = False
 
 
 class Orchestrator(Protocol):
@@ -173,7 +181,7 @@ class Orchestrator(Protocol):
         """Give back at once what ``reserve`` holds for an order that is refused after it.
 
         Confirmed nodes stay: they belong to an order that was stored. Where this is never called,
-        the hold ends with its time to live.
+        the hold ends with its time to live. An order that waits does so no longer.
         """
         ...
 

@@ -4,6 +4,7 @@ Events of one resource come in the order of its versions; an older version chang
 """
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, cast
 
 from sqlalchemy import Table, select
@@ -17,8 +18,9 @@ from dflare.services.baremetal.contract import (
     NodeStateChanged,
     SiteDeclared,
 )
+from dflare.services.clusters.contract import ClusterState
 from dflare.services.metering.contract import QuotaLimit as QuotaLimitFacts
-from dflare.services.orchestrator import repository
+from dflare.services.orchestrator import repository, repository_waiting
 from dflare.services.orchestrator.placement import rail_block_named
 from dflare.services.orchestrator.tables import KIT, Node, OperationIndex, QuotaLimit, Site
 
@@ -52,7 +54,15 @@ class PlacementProjection:
 
     name = "orchestrator.placement"
     kit = KIT
-    types = frozenset({"site.declared", "node.declared", "node.state_changed", "quota.changed"})
+    types = frozenset(
+        {
+            "site.declared",
+            "node.declared",
+            "node.state_changed",
+            "quota.changed",
+            "cluster.changed",
+        }
+    )
 
     async def apply(self, session: AsyncSession, entries: Sequence[FeedEntry]) -> None:
         """Fold a batch: nodes together, the few sites and limits one by one."""
@@ -61,6 +71,8 @@ class PlacementProjection:
                 await _keep_site(session, entry)
             elif entry.type == "quota.changed":
                 await _keep_limit(session, entry)
+            elif entry.type == "cluster.changed":
+                await _keep_end(session, entry)
         nodes = [e for e in entries if e.type in ("node.declared", "node.state_changed")]
         if nodes:
             await _keep_nodes(session, nodes)
@@ -82,6 +94,20 @@ async def _keep_site(session: AsyncSession, entry: FeedEntry) -> None:
         .on_conflict_do_update(
             index_elements=["site_id"], set_=values, where=Site.version < entry.resource_version
         )
+    )
+
+
+async def _keep_end(session: AsyncSession, entry: FeedEntry) -> None:
+    """A cluster that is protected is not released at its time, so its end is not known."""
+    if entry.data.get("state") == ClusterState.DELETED:
+        await repository_waiting.drop_end(session, entry.resource_id)
+        return
+    text = None if entry.data.get("protected") else entry.data.get("expires_at")
+    await repository_waiting.keep_end(
+        session,
+        entry.resource_id,
+        datetime.fromisoformat(text) if text else None,
+        entry.resource_version,
     )
 
 

@@ -143,6 +143,8 @@ class Sweeper:
                 .where(
                     table.c.state.not_in(RESTING_STATES),
                     table.c.started_attempt == table.c.attempt,
+                    # One that waits for capacity stands at attempt 0, and has no workflow yet.
+                    table.c.attempt > 0,
                     table.c.since < self.clock.now() - self.settled,
                 )
                 .order_by(table.c.id)

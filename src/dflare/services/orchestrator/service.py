@@ -1,5 +1,6 @@
 """Reserving nodes for orders, and taking stand-ins: the ledger of who holds which node."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,15 +16,15 @@ from dflare.kit.ids import new_id
 from dflare.kit.plan import Plan
 from dflare.kit.telemetry import span
 from dflare.services.auth.contract import Scope
-from dflare.services.orchestrator import repository
+from dflare.services.orchestrator import repository, repository_waiting
 from dflare.services.orchestrator.contract import (
     AllocationState,
     Placed,
-    PlacementWish,
     Reservation,
     Wishes,
 )
 from dflare.services.orchestrator.errors import (
+    CapacityError,
     QuotaError,
     UnknownNodeTypeError,
     UnknownSiteError,
@@ -36,12 +37,15 @@ from dflare.services.orchestrator.placement_pools import (
     wanted_by_type,
     wish_of,
 )
+from dflare.services.orchestrator.placement_queue import next_start
 from dflare.services.orchestrator.sagas import SAGAS
-from dflare.services.orchestrator.tables import Allocation
+from dflare.services.orchestrator.service_waiting import Queue, placement_of, queue_at
+from dflare.services.orchestrator.tables import Allocation, WaitingOrder
 from dflare.services.orchestrator.tables import Reservation as ReservationRow
 
 SCHEMA = "orchestrator"
 CREATE = "create_cluster"
+_PREVIEW = "preview"
 
 _SCOPE = Scope.system("the ledger of allocations")
 
@@ -56,6 +60,8 @@ class OrchestratorService:
     async def reserve(self, operation_id: str, wishes: Wishes) -> Reservation:
         """Place, allocate, claim and count the quota in one transaction; idempotent by operation.
 
+        An order that may wait is put into the queue of its site where it cannot be placed now.
+
         Raises:
             CapacityError, QuotaError, UnknownNodeTypeError, UnknownSiteError: nothing is held.
         """
@@ -66,7 +72,12 @@ class OrchestratorService:
                     return held
                 await _check_site(session, wishes)
                 await _check_quota(session, wishes, lock=True)
-                placement = await _choose(session, wishes)
+                try:
+                    placement = await _choose(session, operation_id, wishes, self.clock.now())
+                except CapacityError:
+                    if not wishes.wait:
+                        raise
+                    return await self._wait(session, operation_id, wishes)
                 return await self._hold(session, operation_id, wishes, placement)
 
     async def release_hold(self, operation_id: str) -> None:
@@ -77,13 +88,22 @@ class OrchestratorService:
                 await repository.end_allocations(
                     session, held, self.clock.now(), "the order was refused"
                 )
+                await repository_waiting.forget(session, [operation_id])
 
     async def preview(self, wishes: Wishes) -> Reservation:
         """The answer that ``reserve`` would give, with nothing held and no epoch raised."""
         async with self.database.transaction(SCHEMA) as session:
             await _check_site(session, wishes)
             await _check_quota(session, wishes, lock=False)
-            placement = await _choose(session, wishes)
+            try:
+                placement = await _choose(session, _PREVIEW, wishes, self.clock.now())
+            except CapacityError:
+                if not wishes.wait:
+                    raise
+                queue = await queue_at(
+                    session, wishes.site_id, self.clock.now(), new=(_PREVIEW, wishes)
+                )
+                return self._waits(wishes, queue.told()[_PREVIEW])
         placed = tuple(
             Placed("", one.node.node_id, one.node.name, one.pool, 0) for one in placement.chosen
         )
@@ -126,7 +146,9 @@ class OrchestratorService:
             raise NotFoundError(
                 f"operation {operation_id} reserved no nodes", next_step="Order anew."
             )
-        return await self.reserve(operation_id, Wishes.model_validate(row.wishes))
+        # Its operation was started before, so it is not one that can be left waiting.
+        wishes = Wishes.model_validate(row.wishes).model_copy(update={"wait": False})
+        return await self.reserve(operation_id, wishes)
 
     def _expiry(self, wishes: Wishes) -> datetime:
         return self.clock.now() + timedelta(seconds=wishes.ttl_s)
@@ -136,11 +158,68 @@ class OrchestratorService:
     ) -> Reservation | None:
         rows = await repository.reserved(session, operation_id, live=True)
         row = await repository.reservation(session, operation_id)
+        if waiting := await repository_waiting.waiting(session, operation_id):
+            # Nodes that are held for it meanwhile are handed to its operation once that is stored.
+            return self._waits(wishes, waiting.told)
         if row is None or not rows:
             return None
         return Reservation(
             tuple(_placed(one) for one in rows), _plan(wishes), row.explanation, row.expires_at
         )
+
+    async def _wait(self, session: AsyncSession, operation_id: str, wishes: Wishes) -> Reservation:
+        now = self.clock.now()
+        queue = await queue_at(session, wishes.site_id, now, new=(operation_id, wishes))
+        if len(queue.turns) > repository_waiting.MOST_WAITING:
+            raise CapacityError(
+                f"{len(queue.turns) - 1} orders wait already",
+                next_step="Try again later.",
+            )
+        told = (await asyncio.to_thread(queue.told))[operation_id]
+        session.add(
+            WaitingOrder(
+                operation_id=operation_id,
+                site_id=wishes.site_id,
+                organization_id=wishes.organization_id,
+                project_id=wishes.project_id,
+                wishes=wishes.model_dump(mode="json"),
+                state=repository_waiting.WAITING,
+                told=told,
+                arrived_at=now,
+            )
+        )
+        return self._waits(wishes, told)
+
+    def _waits(self, wishes: Wishes, told: str) -> Reservation:
+        return Reservation((), _plan(wishes), told, self._expiry(wishes), waits=True)
+
+    async def place_next(self, site_id: str, stored: set[str]) -> str | None:
+        """Hold nodes for the first order in turn that may start now; returns its operation.
+
+        ``stored`` are the operations that are known to wait: an order whose operation was not
+        stored yet has no turn.
+        """
+        async with self.database.transaction(SCHEMA) as session:
+            await repository.lock_site(session, site_id)
+            queue = await queue_at(session, site_id, self.clock.now(), only=stored)
+            found = await asyncio.to_thread(next_start, queue.turns, queue.stock, queue.held_up)
+            if found is None:
+                return None
+            order, placement = found
+            row = await repository_waiting.waiting(session, order.operation_id)
+            if row is None:
+                return None
+            wishes = Wishes.model_validate(row.wishes)
+            try:
+                await _check_quota(session, wishes, lock=True)
+            except QuotaError:
+                return None
+            chosen = [one.node.node_id for one in placement.chosen]
+            if await repository.no_longer_free(session, chosen):
+                return None
+            await self._hold(session, order.operation_id, wishes, placement)
+            await repository_waiting.mark(session, order.operation_id, repository_waiting.PLACED)
+            return order.operation_id
 
     async def _hold(
         self,
@@ -238,12 +317,21 @@ async def _check_quota(session: AsyncSession, wishes: Wishes, *, lock: bool) -> 
             )
 
 
-async def _choose(session: AsyncSession, wishes: Wishes) -> Placement:
+async def _choose(
+    session: AsyncSession, operation_id: str, wishes: Wishes, now: datetime
+) -> Placement:
     """Nodes for every pool, locked against a change of their state.
 
     Raises:
-        CapacityError: too few are free, or none that meet its wishes.
+        CapacityError: too few are free, none that meet its wishes, or others wait for them.
     """
+    if await repository_waiting.waiting_at(session, wishes.site_id):
+        queue = await queue_at(session, wishes.site_id, now, new=(operation_id, wishes))
+        return await _in_turn(session, operation_id, wishes, queue)
+    return await _first_come(session, wishes)
+
+
+async def _first_come(session: AsyncSession, wishes: Wishes) -> Placement:
     own = {
         one.node_id: one.node_type
         for one in await repository.of_cluster(session, _SCOPE, wishes.cluster_id)
@@ -266,9 +354,20 @@ async def _choose(session: AsyncSession, wishes: Wishes) -> Placement:
         changed |= late
 
 
-async def placement_of(session: AsyncSession, wishes: Wishes) -> PlacementWish | None:
-    """The order's own wish, or that which its cluster's first nodes were ordered with."""
-    if wishes.placement is not None:
-        return wishes.placement
-    first = await repository.first_reservation(session, wishes.cluster_id)
-    return Wishes.model_validate(first.wishes).placement if first else None
+async def _in_turn(
+    session: AsyncSession, operation_id: str, wishes: Wishes, queue: Queue
+) -> Placement:
+    """The nodes of an order while others wait: only those that it may have in its turn."""
+    placement = await asyncio.to_thread(queue.start_of, operation_id)
+    if placement is not None:
+        chosen = [one.node.node_id for one in placement.chosen]
+        if not await repository.no_longer_free(session, chosen):
+            return placement
+    # Alone it may fail for its own sake, which is the better reason.
+    await _first_come(session, wishes)
+    others = len(queue.turns) - 1
+    raise CapacityError(
+        f"nodes are free, but {others} order{'s wait' if others > 1 else ' waits'} for them",
+        next_step="Order with --queue to wait in turn, or order another type.",
+        waiting=others,
+    )

@@ -145,6 +145,35 @@ class Reservation(Base):
     expires_at: Mapped[datetime]
 
 
+class WaitingOrder(Base):
+    """An order that waits for capacity: its wishes, and what it was told of its position.
+
+    ``state`` is ``placed`` from when nodes are held for it until its operation knows them. Its
+    operation stands in its own schema at attempt 0, which nobody starts.
+    """
+
+    __tablename__ = "waiting_order"
+
+    operation_id: Mapped[str] = mapped_column(primary_key=True)
+    site_id: Mapped[str] = mapped_column(index=True)
+    organization_id: Mapped[str]
+    project_id: Mapped[str]
+    wishes: Mapped[dict[str, Any]]
+    state: Mapped[str]
+    told: Mapped[str] = mapped_column(server_default="")
+    arrived_at: Mapped[datetime]
+
+
+class KnownEnd(Base):
+    """Read model of ``cluster.changed``: when a cluster gives its nodes back at the latest."""
+
+    __tablename__ = "known_end"
+
+    cluster_id: Mapped[str] = mapped_column(primary_key=True)
+    ends_at: Mapped[datetime | None]
+    version: Mapped[int]
+
+
 class QuotaLimit(Base):
     """Read model of ``quota.changed``: nodes of a type that a project may hold at once."""
 

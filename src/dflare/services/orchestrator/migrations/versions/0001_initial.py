@@ -102,6 +102,14 @@ def upgrade() -> None:
         postgresql_where=sa.text("ended_at IS NULL"),
     )
     op.create_table(
+        "known_end",
+        sa.Column("cluster_id", sa.Text(), nullable=False),
+        sa.Column("ends_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("cluster_id", name=op.f("pk_known_end")),
+        schema="orchestrator",
+    )
+    op.create_table(
         "node",
         sa.Column("node_id", sa.Text(), nullable=False),
         sa.Column("site_id", sa.Text(), nullable=False),
@@ -196,9 +204,33 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("site_id", name=op.f("pk_site")),
         schema="orchestrator",
     )
+    op.create_table(
+        "waiting_order",
+        sa.Column("operation_id", sa.Text(), nullable=False),
+        sa.Column("site_id", sa.Text(), nullable=False),
+        sa.Column("organization_id", sa.Text(), nullable=False),
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.Column("wishes", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("told", sa.Text(), server_default="", nullable=False),
+        sa.Column("arrived_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("operation_id", name=op.f("pk_waiting_order")),
+        schema="orchestrator",
+    )
+    op.create_index(
+        op.f("ix_waiting_order_site_id"),
+        "waiting_order",
+        ["site_id"],
+        unique=False,
+        schema="orchestrator",
+    )
 
 
 def downgrade() -> None:
+    op.drop_index(
+        op.f("ix_waiting_order_site_id"), table_name="waiting_order", schema="orchestrator"
+    )
+    op.drop_table("waiting_order", schema="orchestrator")
     op.drop_table("site", schema="orchestrator")
     op.drop_table("reservation", schema="orchestrator")
     op.drop_table("quota_usage", schema="orchestrator")
@@ -213,6 +245,7 @@ def downgrade() -> None:
     op.drop_table("operation_index", schema="orchestrator")
     op.drop_index("ix_node_site_type", table_name="node", schema="orchestrator")
     op.drop_table("node", schema="orchestrator")
+    op.drop_table("known_end", schema="orchestrator")
     op.drop_index(
         "uq_claim_live_node",
         table_name="claim",
