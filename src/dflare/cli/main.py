@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "user": ("user", "Users.", ACCESS),
     "service-account": ("service_account", "Identities of programs.", ACCESS),
     "role": ("role", "Who has which role where.", ACCESS),
+    "apply": ("apply", "Make clusters what a file says.", TENANTS),
     "cluster": ("cluster", "Clusters.", TENANTS),
     "volume": ("volume", "Shared volumes.", TENANTS),
     "node": ("node", "Servers.", TENANTS),
