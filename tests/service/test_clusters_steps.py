@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from sqlalchemy import insert, select, update
@@ -14,10 +14,11 @@ from dflare.kit.feed import FeedEntry
 from dflare.kit.plan import StepCall, StepReport
 from dflare.kit.steps import StepRunner
 from dflare.services.baremetal.contract import NodeTypeFacts, PoolFacts, SiteDeclared
-from dflare.services.clusters import activities_life
+from dflare.services.clusters import activities_life, activities_scheduler
 from dflare.services.clusters.activities import MembersProjection, SitesProjection, steps
 from dflare.services.clusters.contract import ClusterState
 from dflare.services.clusters.domain import check_transition
+from dflare.services.clusters.repository_scheduler import SchedulerHosts
 from dflare.services.clusters.tables import KIT, Cluster, KnownSite, Member
 from dflare.services.orchestrator.contract import AllocationFacts, AllocationState
 from dflare.services.orchestrator.sagas import SAGAS
@@ -30,6 +31,7 @@ STEPS = {
     for step in (
         *steps(ManualClock(NOW)),
         *activities_life.steps(ManualClock(NOW), SAGAS.__getitem__),
+        *activities_scheduler.site_steps(cast("SchedulerHosts", None), ManualClock(NOW)),
     )
 }
 

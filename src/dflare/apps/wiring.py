@@ -19,6 +19,9 @@ from dflare.drivers.bmc.redfish.driver import RedfishDriver
 from dflare.drivers.ethernet.nvue import NvueSwitches
 from dflare.drivers.fabric.rest import DeviceRest
 from dflare.drivers.infiniband.ufm import UfmManager
+from dflare.drivers.scheduler.port import HostAccess
+from dflare.drivers.scheduler.rest import HostRest
+from dflare.drivers.scheduler.slurm_host import SlurmHost
 from dflare.drivers.volumes.local import LocalVolumes
 from dflare.drivers.volumes.port import VolumeDriver
 from dflare.kit.db import Database
@@ -45,7 +48,10 @@ from dflare.services.baremetal.steps.base import StepParts
 from dflare.services.baremetal.tables import KIT as BAREMETAL
 from dflare.services.clusters import activities as clusters_activities
 from dflare.services.clusters import activities_life as clusters_activities_life
+from dflare.services.clusters import activities_scheduler as clusters_activities_scheduler
 from dflare.services.clusters.reconciler import ClusterReconciler
+from dflare.services.clusters.reconciler_schedulers import SchedulerReconciler
+from dflare.services.clusters.repository_scheduler import SchedulerHosts
 from dflare.services.clusters.tables import KIT as CLUSTERS
 from dflare.services.metering import activities as metering_activities
 from dflare.services.metering.reconciler import UsageAuditor
@@ -237,6 +243,20 @@ class Platform:
             holder=f"{socket.gethostname()}/{os.getpid()}/{new_id('volumes')}",
         )
 
+    @cached_property
+    def scheduler_rest(self) -> HostRest:
+        """The one client of scheduler hosts of this process."""
+        return HostRest(ca_file=self.process.settings.device_ca_file)
+
+    @cached_property
+    def scheduler_hosts(self) -> SchedulerHosts:
+        """What runs tenants' schedulers."""
+
+        def connect(access: HostAccess) -> SlurmHost:
+            return SlurmHost(self.scheduler_rest, access)
+
+        return SchedulerHosts(self.database, self.process.sealer, connect)
+
     async def start_gateway(self) -> None:
         """Make what the first start needs, load the policy snapshot and keep it current."""
         process = self.process
@@ -297,6 +317,10 @@ class Platform:
         )
         return {
             "baremetal": self.step_activities(BAREMETAL, baremetal),
+            "clusters": self.step_activities(
+                CLUSTERS,
+                clusters_activities_scheduler.site_steps(self.scheduler_hosts, process.clock),
+            ),
             "network": self.step_activities(NETWORK, network),
             "volumes": self.step_activities(VOLUMES, volumes_activities.site_steps(volumes)),
         }
@@ -357,6 +381,12 @@ class Platform:
                 ("agent-sessions", self.sessions.run()),
                 ("nodes", NodeReconciler(self.baremetal_parts).run()),
             ],
+            "clusters": lambda: [
+                (
+                    "schedulers",
+                    SchedulerReconciler(self.scheduler_hosts, self.process.clock).run(),
+                )
+            ],
             "network": lambda: [("fabrics", Supervisor(self.network_tools()).run())],
             "volumes": lambda: [
                 ("volumes", VolumeReconciler(self.volume_tools()).run()),
@@ -371,6 +401,8 @@ class Platform:
             await self.bmc.close()
         if "fabric_rest" in vars(self):
             await self.fabric_rest.close()
+        if "scheduler_rest" in vars(self):
+            await self.scheduler_rest.close()
 
     async def site_ids(self) -> list[str]:
         """The declared sites."""

@@ -19,6 +19,7 @@ from dflare.services.clusters import repository
 from dflare.services.clusters.activities_life import NodesProjection
 from dflare.services.clusters.contract import ClusterState
 from dflare.services.clusters.domain import ORDER_DEADLINE, check_transition, cluster_event
+from dflare.services.clusters.projections import scheduler_projections
 from dflare.services.clusters.tables import KIT, KnownSite, Member
 from dflare.services.orchestrator.contract import AllocationFacts
 
@@ -108,6 +109,7 @@ class SitesProjection:
                 "currency": site.currency,
                 "node_types": {t.name: t.price_per_node_hour for t in site.node_types},
                 "images": list(site.images),
+                "scheduler": bool(site.scheduler_hosts),
                 "version": entry.resource_version,
             }
             await session.execute(
@@ -165,4 +167,9 @@ class MembersProjection:
 
 def projections() -> list[Projection]:
     """All read models of this service."""
-    return [SitesProjection(), MembersProjection(), NodesProjection()]
+    return [
+        SitesProjection(),
+        MembersProjection(),
+        NodesProjection(),
+        *scheduler_projections(),
+    ]

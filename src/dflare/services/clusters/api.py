@@ -16,6 +16,7 @@ from dflare.services.auth.contract import Authorizer, Principal, ProjectRef
 from dflare.services.clusters.service import ClusterService, ClusterView
 from dflare.services.clusters.service_admission import SITE_DEFAULT_IMAGE, ClusterOrder
 from dflare.services.clusters.service_keys import KeyService
+from dflare.services.clusters.service_scheduler import VolumeWish
 from dflare.services.clusters.tables import SshKey, UserData
 from dflare.services.orchestrator.contract import PoolWish
 
@@ -32,18 +33,27 @@ class PoolBody(_Body):
     count: int = Field(ge=1, le=8192)
 
 
+class VolumeBody(_Body):
+    """A volume of the project that every node is to see at ``mount``; of kind ``slurm`` only."""
+
+    volume: Reference
+    mount: str = Field(max_length=200)
+    read_only: bool = False
+
+
 class ClusterBody(_Body):
     """An order. ``site`` may be left out where there is one site; without an ``image`` the first
     that the site declares is booted; keys are names or ids. ``ttl_s`` is after how many seconds
     from now it is released, unless it is ``protected``."""
 
     name: Name
-    kind: Literal["bare"] = "bare"
+    kind: Literal["bare", "slurm"] = "bare"
     site: Reference | None = None
     image: Reference = SITE_DEFAULT_IMAGE
     pools: list[PoolBody] = Field(min_length=1, max_length=32)
     ssh_keys: list[Reference] = Field(default_factory=list[Reference], max_length=64)
     user_data: Reference | None = None
+    volumes: list[VolumeBody] = Field(default_factory=list[VolumeBody], max_length=16)
     ttl_s: Annotated[int, Field(ge=60, le=366 * 24 * 3600)] | None = None
     protected: bool = False
 
@@ -203,6 +213,7 @@ def _order(body: ClusterBody) -> ClusterOrder:
         ),
         ssh_keys=tuple(body.ssh_keys),
         user_data=body.user_data,
+        volumes=tuple(VolumeWish(v.volume, v.mount, v.read_only) for v in body.volumes),
         ttl=None if body.ttl_s is None else timedelta(seconds=body.ttl_s),
         protected=body.protected,
     )

@@ -24,7 +24,7 @@ from dflare.kit.plan import Plan
 from dflare.kit.seal import Sealer, get_secret
 from dflare.services.auth.contract import Authorizer, Principal, ProjectRef, Resource, Scope
 from dflare.services.clusters import repository, repository_life
-from dflare.services.clusters.contract import ClusterDeclared, ClusterState
+from dflare.services.clusters.contract import SLURM, ClusterDeclared, ClusterState
 from dflare.services.clusters.domain import (
     ORDER_DEADLINE,
     check_deletable,
@@ -32,6 +32,7 @@ from dflare.services.clusters.domain import (
     cluster_id_of,
 )
 from dflare.services.clusters.domain_life import check_unprotected
+from dflare.services.clusters.domain_scheduler import max_nodes_of
 from dflare.services.clusters.errors import ClusterBusyError
 from dflare.services.clusters.service_admission import (
     Checked,
@@ -41,6 +42,7 @@ from dflare.services.clusters.service_admission import (
     name_taken,
 )
 from dflare.services.clusters.service_orders import Order, store_order
+from dflare.services.clusters.service_scheduler import store_scheduler
 from dflare.services.clusters.tables import KIT, Cluster, Drain, Member, NodePool
 from dflare.services.orchestrator.contract import Orchestrator, Reservation, Wishes
 
@@ -138,7 +140,9 @@ class ClusterService:
         self, scope: Scope, project: ProjectRef, order: ClusterOrder, operation_id: str
     ) -> Checked:
         async with self.database.transaction(SCHEMA) as session:
-            return await check_order(session, scope, project, order, cluster_id_of(operation_id))
+            return await check_order(
+                session, scope, project, order, cluster_id_of(operation_id), self.clock.now()
+            )
 
     def _wishes(
         self, project: ProjectRef, order: ClusterOrder, checked: Checked, operation_id: str
@@ -176,15 +180,21 @@ class ClusterService:
                         name=pool.pool,
                         node_type=pool.node_type,
                         count=pool.count,
+                        max_nodes=max_nodes_of(pool.count) if order.kind == SLURM else 0,
                     )
                     for pool in order.pools
+                )
+                sealed = (
+                    await store_scheduler(session, self.sealer, cluster, checked.host, project.name)
+                    if checked.host is not None
+                    else None
                 )
                 await session.flush()
                 await outbox.emit(
                     session,
                     KIT,
                     [
-                        await self._declared(session, cluster, checked, now),
+                        await self._declared(session, cluster, checked, sealed, now),
                         cluster_event(cluster, now),
                     ],
                 )
@@ -193,7 +203,7 @@ class ClusterService:
                     principal,
                     cluster,
                     "create_cluster",
-                    reservation.plan,
+                    self._create_plan(cluster, reservation),
                     [placed.node_id for placed in reservation.placed],
                     begun,
                 )
@@ -201,8 +211,20 @@ class ClusterService:
             raise name_taken(order.name) from error
         return 202, document
 
+    def _create_plan(self, cluster: Cluster, reservation: Reservation) -> Plan:
+        if cluster.kind != SLURM:
+            return reservation.plan
+        return self.orchestrator.plan("create_slurm_cluster").with_params(
+            "baremetal.provision@1", cluster_id=cluster.id
+        )
+
     async def _declared(
-        self, session: AsyncSession, cluster: Cluster, checked: Checked, now: datetime
+        self,
+        session: AsyncSession,
+        cluster: Cluster,
+        checked: Checked,
+        scheduler_sealed: str | None,
+        now: datetime,
     ) -> Event:
         sealed: str | None = None
         if checked.user_data is not None:
@@ -217,6 +239,9 @@ class ClusterService:
             image=cluster.image,
             ssh_keys=tuple(key.public_key for key in checked.keys),
             user_data_sealed=sealed,
+            kind=cluster.kind,
+            scheduler_sealed=scheduler_sealed,
+            mounts=checked.mounts,
         )
         return Event(
             type="cluster.declared",
@@ -307,7 +332,8 @@ class ClusterService:
                     await session.flush()
                     await outbox.emit(session, KIT, [cluster_event(cluster, now)])
                     # Usage ends at the request of release, so the plan carries its time.
-                    plan = self.orchestrator.plan("delete_cluster").with_params(
+                    saga = "delete_slurm_cluster" if cluster.kind == SLURM else "delete_cluster"
+                    plan = self.orchestrator.plan(saga).with_params(
                         "orchestrator.release@1", requested_at=now.isoformat()
                     )
                     document = await self._store_operation(
@@ -395,6 +421,7 @@ def _new_cluster(
         explanation=reservation.explanation,
         expires_at=now + order.ttl if order.ttl else None,
         protected=order.protected,
+        mounts=[mount.model_dump(mode="json") for mount in checked.mounts],
         created_by=principal.subject,
         created_at=now,
         version=1,

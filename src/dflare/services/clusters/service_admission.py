@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from pydantic import JsonValue
@@ -11,13 +11,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from dflare.kit.errors import NameTakenError, ProblemError
 from dflare.services.auth.contract import ProjectRef, Scope
 from dflare.services.clusters import repository
+from dflare.services.clusters.contract import SLURM, Mount
 from dflare.services.clusters.errors import (
+    InvalidMountError,
     UnknownImageError,
     UnknownKeyError,
     UnknownNodeTypeError,
     UnknownSiteError,
 )
-from dflare.services.clusters.tables import KnownSite, SshKey
+from dflare.services.clusters.service_scheduler import VolumeWish, mounts_of, usable_host
+from dflare.services.clusters.tables import KnownSite, SchedulerHost, SshKey
 from dflare.services.clusters.tables import UserData as UserDataRow
 from dflare.services.orchestrator.contract import PoolWish
 
@@ -40,20 +43,28 @@ class ClusterOrder:
     user_data: str | None
     ttl: timedelta | None = None
     protected: bool = False
+    volumes: tuple[VolumeWish, ...] = ()
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What an order's references stand for."""
+    """What an order's references stand for; of kind ``slurm`` also the host of its scheduler."""
 
     site: KnownSite
     image: str
     keys: list[SshKey]
     user_data: UserDataRow | None
+    host: SchedulerHost | None = None
+    mounts: tuple[Mount, ...] = ()
 
 
 async def check_order(
-    session: AsyncSession, scope: Scope, project: ProjectRef, order: ClusterOrder, cluster_id: str
+    session: AsyncSession,
+    scope: Scope,
+    project: ProjectRef,
+    order: ClusterOrder,
+    cluster_id: str,
+    now: datetime,
 ) -> Checked:
     """Look up what the order of cluster ``cluster_id`` names.
 
@@ -61,6 +72,7 @@ async def check_order(
         UnknownSiteError, UnknownNodeTypeError, UnknownImageError: naming those there are.
         UnknownKeyError: the project has no such SSH key or user data.
         NameTakenError: another live cluster of the project has that name.
+        SlurmUnavailableError, UnknownVolumeError, InvalidMountError: see ``service_scheduler``.
     """
     site = await repository.site(session, order.site)
     if site is None:
@@ -79,7 +91,16 @@ async def check_order(
     )
     if await repository.live_name_exists(session, project.id, order.name, cluster_id):
         raise name_taken(order.name)
-    return Checked(site, image, keys, user_data)
+    if order.kind != SLURM:
+        if order.volumes:
+            raise InvalidMountError(
+                f"a cluster of kind {order.kind} mounts no volumes",
+                next_step="Order kind slurm, or mount them in the system that you boot.",
+            )
+        return Checked(site, image, keys, user_data)
+    host = await usable_host(session, site, now)
+    mounts = await mounts_of(session, project, site, order.volumes)
+    return Checked(site, image, keys, user_data, host, mounts)
 
 
 async def keep_references(session: AsyncSession, scope: Scope, checked: Checked) -> None:

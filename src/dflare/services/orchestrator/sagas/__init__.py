@@ -7,7 +7,9 @@ from collections.abc import Mapping
 
 from dflare.kit.plan import Plan
 from dflare.services.orchestrator.sagas.create_cluster import CREATE_CLUSTER
+from dflare.services.orchestrator.sagas.create_slurm_cluster import CREATE_SLURM_CLUSTER
 from dflare.services.orchestrator.sagas.delete_cluster import DELETE_CLUSTER
+from dflare.services.orchestrator.sagas.delete_slurm_cluster import DELETE_SLURM_CLUSTER
 from dflare.services.orchestrator.sagas.enrol_nodes import ENROL_NODES
 from dflare.services.orchestrator.sagas.grow_cluster import GROW_CLUSTER
 from dflare.services.orchestrator.sagas.node_actions import NODE_ACTIONS
@@ -19,6 +21,8 @@ SAGAS: Mapping[str, Plan] = {
     for plan in (
         CREATE_CLUSTER,
         DELETE_CLUSTER,
+        CREATE_SLURM_CLUSTER,
+        DELETE_SLURM_CLUSTER,
         GROW_CLUSTER,
         SHRINK_CLUSTER,
         ENROL_NODES,
