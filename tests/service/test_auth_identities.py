@@ -322,7 +322,7 @@ async def test_events_of_people_roles_and_tokens_reach_callers_of_the_platform_a
             WHERE organization_id IS NOT NULL OR project_id IS NOT NULL
         """
         kinds = set((await session.execute(text(query))).scalars())
-    assert kinds - {"cluster"} == {"organization", "project"}
+    assert kinds - {"cluster", "volume"} == {"organization", "project"}
 
 
 async def test_what_still_holds_something_is_not_removed(
@@ -336,20 +336,29 @@ async def test_what_still_holds_something_is_not_removed(
     assert answer.json()["holds"]["users"] >= 7
     made = await platform.service.create_project(SYSTEM, callers.organization.id, fresh("used"))
     for version, state in ((1, "creating"), (3, "ready"), (2, "creating")):
-        await _cluster(platform, made.id, version, state)
+        await _has(platform, "cluster", made.id, version, state)
+    await _has(platform, "volume", made.id, 1, "failed")
     refused = await platform.client.delete(f"/v1/projects/{made.id}", headers=headers)
-    assert (refused.status_code, refused.json()["holds"]) == (409, {"clusters": 1})
-    await _cluster(platform, made.id, 4, "deleted")
+    assert (refused.status_code, refused.json()["holds"]) == (
+        409,
+        {"clusters": 1, "volumes": 1},
+    )
+    await _has(platform, "cluster", made.id, 4, "deleted")
+    refused = await platform.client.delete(f"/v1/projects/{made.id}", headers=headers)
+    assert (refused.status_code, refused.json()["holds"]) == (409, {"volumes": 1})
+    await _has(platform, "volume", made.id, 2, "deleted")
     removed = await platform.client.delete(f"/v1/projects/{made.id}", headers=headers)
     assert removed.status_code == 204
 
 
-async def _cluster(platform: AuthPlatform, project_id: str, version: int, state: str) -> None:
-    """What the clusters service says about a cluster of the project."""
+async def _has(
+    platform: AuthPlatform, kind: str, project_id: str, version: int, state: str
+) -> None:
+    """What a service says about its one resource of the project."""
     event = Event(
-        type="cluster.changed",
-        resource_kind="cluster",
-        resource_id=f"clu_of_{project_id}",
+        type=f"{kind}.changed",
+        resource_kind=kind,
+        resource_id=f"{kind}_of_{project_id}",
         resource_version=version,
         at=platform.clock.now(),
         data={"state": state},

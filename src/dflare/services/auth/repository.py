@@ -37,11 +37,11 @@ from dflare.services.auth.tables import (
     ApiToken,
     AuditEntry,
     Base,
-    ClusterUse,
     Identified,
     LoginSession,
     Organization,
     Project,
+    ProjectUse,
     RoleGrant,
     ServiceAccount,
     SigningKey,
@@ -295,18 +295,20 @@ class AuditProjection:
             await session.execute(upsert(AuditEntry).on_conflict_do_nothing(), rows)
 
 
-class ClusterUseProjection:
-    """Folds ``cluster.changed`` into ``cluster_use``, idempotent by version."""
+class ProjectUseProjection:
+    """Folds ``cluster.changed`` and ``volume.changed`` into ``project_use``, idempotent by
+    version."""
 
-    name = "cluster_use"
+    name = "project_use"
     kit = KIT
-    types = frozenset({"cluster.changed"})
+    types = frozenset({"cluster.changed", "volume.changed"})
 
     async def apply(self, session: AsyncSession, entries: Sequence[FeedEntry]) -> None:
         """See ``kit.feed.Projection``."""
         for entry in entries:
-            statement = upsert(ClusterUse).values(
-                cluster_id=entry.resource_id,
+            statement = upsert(ProjectUse).values(
+                resource_id=entry.resource_id,
+                kind=entry.resource_kind,
                 project_id=entry.project_id or "",
                 state=str(entry.data.get("state", "")),
                 version=entry.resource_version,
@@ -314,9 +316,9 @@ class ClusterUseProjection:
             new = statement.excluded
             await session.execute(
                 statement.on_conflict_do_update(
-                    index_elements=["cluster_id"],
+                    index_elements=["resource_id"],
                     set_={"state": new.state, "version": new.version},
-                    where=ClusterUse.version < new.version,
+                    where=ProjectUse.version < new.version,
                 )
             )
 
@@ -337,11 +339,12 @@ async def dependents(session: AsyncSession, row: Identified) -> list[Identified]
         )
         bindings, subject = RoleGrant.organization_id == row.id, None
     elif isinstance(row, Project):
-        live = (ClusterUse.project_id == row.id) & (ClusterUse.state != "deleted")
+        live = (ProjectUse.project_id == row.id) & (ProjectUse.state != "deleted")
         await _assert_empty(
             session,
             row.name,
-            clusters=(ClusterUse, live),
+            clusters=(ProjectUse, live & (ProjectUse.kind == "cluster")),
+            volumes=(ProjectUse, live & (ProjectUse.kind == "volume")),
             service_accounts=(ServiceAccount, ServiceAccount.project_id == row.id),
         )
         bindings, subject = RoleGrant.project_id == row.id, None
@@ -392,7 +395,7 @@ async def revoke_logins(
 
 def projections() -> list[Projection]:
     """The read models of auth, for ``kit.feed.run_projection``."""
-    return [AuditProjection(), ClusterUseProjection()]
+    return [AuditProjection(), ProjectUseProjection()]
 
 
 def refusal(error: IntegrityError) -> ConflictError:

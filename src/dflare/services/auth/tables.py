@@ -245,13 +245,14 @@ class AuditEntry(Base):
     detail: Mapped[dict[str, Any]]
 
 
-class ClusterUse(Base):
-    """Which clusters stand in which project: a read model fed by ``cluster.changed``, so that a
-    project in use is not removed."""
+class ProjectUse(Base):
+    """Which clusters and volumes stand in which project: a read model fed by ``cluster.changed``
+    and ``volume.changed``, so that a project in use is not removed."""
 
-    __tablename__ = "cluster_use"
+    __tablename__ = "project_use"
 
-    cluster_id: Mapped[str] = mapped_column(primary_key=True)
+    resource_id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
     project_id: Mapped[str] = mapped_column(index=True)
     state: Mapped[str]
     version: Mapped[int]

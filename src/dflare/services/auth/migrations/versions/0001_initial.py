@@ -81,17 +81,18 @@ def upgrade() -> None:
         schema="auth",
     )
     op.create_table(
-        "cluster_use",
-        sa.Column("cluster_id", sa.Text(), nullable=False),
+        "project_use",
+        sa.Column("resource_id", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("project_id", sa.Text(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
-        sa.PrimaryKeyConstraint("cluster_id", name=op.f("pk_cluster_use")),
+        sa.PrimaryKeyConstraint("resource_id", name=op.f("pk_project_use")),
         schema="auth",
     )
     op.create_index(
-        op.f("ix_cluster_use_project_id"),
-        "cluster_use",
+        op.f("ix_project_use_project_id"),
+        "project_use",
         ["project_id"],
         unique=False,
         schema="auth",
@@ -318,8 +319,8 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_login_session_revoked_at"), table_name="login_session", schema="auth")
     op.drop_table("login_session", schema="auth")
     op.drop_table("device_code", schema="auth")
-    op.drop_index(op.f("ix_cluster_use_project_id"), table_name="cluster_use", schema="auth")
-    op.drop_table("cluster_use", schema="auth")
+    op.drop_index(op.f("ix_project_use_project_id"), table_name="project_use", schema="auth")
+    op.drop_table("project_use", schema="auth")
     op.drop_table("authorization_code", schema="auth")
     op.drop_index("ix_audit_entry_project", table_name="audit_entry", schema="auth")
     op.drop_index("ix_audit_entry_organization", table_name="audit_entry", schema="auth")
