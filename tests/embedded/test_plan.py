@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from dflare.embedded.component import Component
 from dflare.embedded.layout import Layout
@@ -14,6 +15,7 @@ from dflare.embedded.os_user import OsUser, launch_prefix
 from dflare.embedded.plan import Plan, PlanError, make_plan
 from dflare.embedded.ports import LOOPBACK
 from dflare.sim.config import load
+from dflare.site.load import load_site
 
 ALL = UpOptions(nodes=2)
 
@@ -35,6 +37,32 @@ def test_the_first_start_writes_a_site_that_the_simulator_accepts(layout: Layout
     assert config.times.os_boot_s == 0
     assert plan.urls["simulator"].endswith(f":{config.control_port}")
     assert layout.site_file.exists()
+
+
+def test_the_first_start_takes_vendors_in_turn_and_shares_makers_equally(layout: Layout) -> None:
+    wish = UpOptions(nodes=6, vendors=("hpe", "lenovo"), makers=("nvidia", "amd", "intel"))
+    make_plan(layout, wish)
+    document = load_site(layout.site_file)
+    assert {kind.name for kind in document.node_types} == {"h100-8", "mi300x-8", "gaudi3-8"}
+    kinds = {kind.name: kind.vendor for kind in document.node_types}
+    vendors = [node.vendor or kinds[node.type] for node in document.nodes]
+    assert {str(vendor): vendors.count(vendor) for vendor in vendors} == {"hpe": 3, "lenovo": 3}
+    assert len(load(layout.simulator_file).nodes) == 6
+
+
+@pytest.mark.parametrize(
+    ("vendors", "makers", "words"),
+    [
+        (("del",), (), "del is none of the vendors: dell, hpe"),
+        (("nvidia",), (), "nvidia is none of the vendors"),
+        ((), ("nvidia", "nvidia"), "one of the makers is named twice"),
+    ],
+)
+def test_vendors_and_makers_that_do_not_exist_are_refused(
+    vendors: tuple[str, ...], makers: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(ValidationError, match=words):
+        UpOptions(vendors=vendors, makers=makers)
 
 
 def test_later_starts_keep_the_site_and_may_change_its_speed(layout: Layout) -> None:

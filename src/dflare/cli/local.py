@@ -72,6 +72,20 @@ def up(
     nodes: Annotated[
         int, typer.Option(min=1, help="Servers of the simulated site that the first start makes.")
     ] = 64,
+    vendors: Annotated[
+        str,
+        typer.Option(
+            help="Whose servers they are, in turn: dell, hpe, supermicro, lenovo.",
+            metavar="NAME,…",
+        ),
+    ] = "",
+    makers: Annotated[
+        str,
+        typer.Option(
+            help="Who made their accelerators, in equal shares: nvidia, amd, intel.",
+            metavar="NAME,…",
+        ),
+    ] = "",
     speed: Annotated[
         float | None,
         typer.Option(min=1, max=600, help="Site seconds a second; 60 unless told."),
@@ -108,6 +122,8 @@ def up(
     try:
         wishes = options.UpOptions(
             nodes=nodes,
+            vendors=_names(vendors),
+            makers=_names(makers),
             speed=speed,
             hardware_time=options.HardwareTime(hardware_time.value),
             gateway_host=host,
@@ -115,7 +131,7 @@ def up(
             postgres_url=postgres_url,
             temporal_address=temporal_address,
             temporal_ui=temporal_ui,
-            only=tuple(name.strip() for name in only.split(",") if name.strip()),
+            only=_names(only),
         )
     except ValidationError as error:
         _fail("; ".join(item["msg"] for item in error.errors()))
@@ -304,6 +320,10 @@ def without_password(url: str) -> str:
     if not parts.password:
         return url
     return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":…@")))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _console() -> Console:

@@ -4,7 +4,8 @@ import secrets
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 
 class HardwareTime(StrEnum):
@@ -16,11 +17,15 @@ class HardwareTime(StrEnum):
 
 class UpOptions(BaseModel):
     """The options of one start. `speed` is site seconds per wall second, None for the default
-    of the hardware time; `only` restricts the start to these components."""
+    of the hardware time; `only` restricts the start to these components. `nodes`, `vendors` (of
+    servers, who take turns) and `makers` (of accelerators, who share the servers equally) are those
+    of the simulated site that the first start makes; none stands for its default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     nodes: int = Field(default=64, ge=1)
+    vendors: tuple[str, ...] = ()
+    makers: tuple[str, ...] = ()
     speed: float | None = Field(default=None, ge=1, le=600)
     hardware_time: HardwareTime = HardwareTime.NORMAL
     gateway_host: str = "127.0.0.1"
@@ -29,6 +34,30 @@ class UpOptions(BaseModel):
     temporal_address: str | None = None
     temporal_ui: bool = False
     only: tuple[str, ...] = ()
+
+    @field_validator("vendors", "makers")
+    @classmethod
+    def _are_known(cls, given: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if not given:
+            return given
+        # Imported late: only who chooses waits for the site document's models.
+        from dflare.site.document import GpuVendor, ServerVendor
+
+        # There is no simulated BMC of NVIDIA's own servers.
+        simulated = [vendor for vendor in ServerVendor if vendor is not ServerVendor.NVIDIA]
+        known = [str(one) for one in (simulated if info.field_name == "vendors" else GpuVendor)]
+        for name in given:
+            if name not in known:
+                raise PydanticCustomError(
+                    "unknown_maker",
+                    "{name} is none of the {field}: {known}",
+                    {"name": name, "field": info.field_name, "known": ", ".join(known)},
+                )
+        if len(set(given)) != len(given):
+            raise PydanticCustomError(
+                "named_twice", "one of the {field} is named twice", {"field": info.field_name}
+            )
+        return given
 
     @property
     def chosen_speed(self) -> float:

@@ -241,6 +241,7 @@ def _slurm_packages(layout: Layout) -> Component | None:
 
 def _write_default_site(layout: Layout, options: UpOptions, ports: PortBook) -> None:
     # Imported late: a start with a site of one's own needs nothing of it.
+    from dflare.site.document import GpuVendor, ServerVendor
     from dflare.site.synthetic import SimPorts, write_default_site
 
     write_default_site(
@@ -255,6 +256,8 @@ def _write_default_site(layout: Layout, options: UpOptions, ports: PortBook) -> 
         ),
         speed=options.chosen_speed,
         hardware_time=options.hardware_time.value,
+        vendors=tuple(map(ServerVendor, options.vendors)) or (ServerVendor.DELL,),
+        makers=tuple(map(GpuVendor, options.makers)) or (GpuVendor.NVIDIA,),
     )
 
 
