@@ -50,6 +50,7 @@ from dflare.services.clusters import activities as clusters_activities
 from dflare.services.clusters import activities_life as clusters_activities_life
 from dflare.services.clusters import activities_scheduler as clusters_activities_scheduler
 from dflare.services.clusters.reconciler import ClusterReconciler
+from dflare.services.clusters.reconciler_jobs import JobReconciler
 from dflare.services.clusters.reconciler_schedulers import SchedulerReconciler
 from dflare.services.clusters.repository_scheduler import SchedulerHosts
 from dflare.services.clusters.tables import KIT as CLUSTERS
@@ -385,7 +386,8 @@ class Platform:
                 (
                     "schedulers",
                     SchedulerReconciler(self.scheduler_hosts, self.process.clock).run(),
-                )
+                ),
+                ("jobs", self.job_reconciler().run()),
             ],
             "network": lambda: [("fabrics", Supervisor(self.network_tools()).run())],
             "volumes": lambda: [
@@ -393,6 +395,11 @@ class Platform:
                 ("volume-scans", VolumeScanner(self.volume_tools()).run()),
             ],
         }
+
+    def job_reconciler(self) -> JobReconciler:
+        """What submits and follows the jobs of clusters."""
+        holder = f"{socket.gethostname()}/{os.getpid()}/{new_id('jobs')}"
+        return JobReconciler(self.database, self.process.clock, self.scheduler_hosts, holder)
 
     async def close_clients(self) -> None:
         """Close the connections to devices, after the tasks that use them. A client that was never

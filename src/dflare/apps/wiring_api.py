@@ -11,8 +11,10 @@ from dflare.services.auth import api_oidc
 from dflare.services.auth.contract import Principal
 from dflare.services.baremetal import api as baremetal_api
 from dflare.services.clusters import api as clusters_api
+from dflare.services.clusters import api_jobs as clusters_api_jobs
 from dflare.services.clusters import api_life as clusters_api_life
 from dflare.services.clusters.service import ClusterService
+from dflare.services.clusters.service_jobs import JobService
 from dflare.services.clusters.service_keys import KeyService
 from dflare.services.clusters.service_life import LifeService
 from dflare.services.metering import api as metering_api
@@ -36,6 +38,7 @@ def routers(platform: Platform, principal: Callable[..., Awaitable[Principal]]) 
     life = LifeService(
         process.database, process.clock, platform.authorizer, platform.orchestrator, clusters
     )
+    jobs = JobService(process.database, process.clock, platform.authorizer)
     metering = MeteringService(process.database, process.clock, platform.authorizer)
     audits = AuditService(process.database, process.clock, platform.authorizer)
     network = NetworkService(process.database, process.clock, platform.authorizer)
@@ -47,6 +50,7 @@ def routers(platform: Platform, principal: Callable[..., Awaitable[Principal]]) 
         network_api.router(network, platform.authorizer, principal),
         clusters_api.router(clusters, keys, platform.authorizer, principal),
         clusters_api_life.router(life, platform.authorizer, principal),
+        clusters_api_jobs.router(jobs, platform.authorizer, principal),
         volumes_api.router(volumes, platform.authorizer, principal),
         orchestrator_api.router(platform.orchestrator, ORDERING, platform.authorizer, principal),
         metering_api.router(metering, platform.authorizer, principal),
