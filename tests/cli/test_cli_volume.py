@@ -108,3 +108,26 @@ def test_without_a_project_a_volume_is_found_where_its_name_is_the_only_one(
     assert cli("volume", "show", "data").exit_code == 0
     stub.answer("GET", "/volumes", {"items": [VOLUME, VOLUME], "next_cursor": None})
     assert "more than one volume" in cli("volume", "show", "data").stderr
+
+
+def test_a_dry_run_shows_the_price_and_the_room_and_orders_nothing(stub: Any, cli: Any) -> None:
+    quote = {
+        "dry_run": True,
+        "name": "data",
+        "size_gib": 100,
+        "site_id": "site_1",
+        "site": "demo",
+        "price_per_hour": "0.0500",
+        "currency": "EUR",
+        "limit_gib": 1000,
+        "used_gib": 300,
+        "quota": "hard",
+    }
+    stub.answer("POST", VOLUMES, quote)
+    stub.answer("PATCH", f"{VOLUMES}/data", quote)
+    for command in (("create", "data"), ("resize", "data")):
+        result = cli("volume", *command, "--size", "100", "--dry-run")
+        assert result.exit_code == 0
+        for text in ("demo", "100 GiB", "0.0500", "EUR", "300 GiB", "1000 GiB"):
+            assert text in result.stdout
+    assert [query for _, _, query, _, _ in stub.requests] == [{"dry_run": "true"}] * 2

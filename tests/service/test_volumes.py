@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from dflare.kit.clock import ManualClock
 from dflare.kit.errors import ConflictError
@@ -15,9 +15,9 @@ from dflare.services.orchestrator.sagas import SAGAS
 from dflare.services.volumes import activities
 from dflare.services.volumes.contract import QUOTA, VolumeState
 from dflare.services.volumes.domain import check_transition
-from dflare.services.volumes.tables import Volume
-from tenancy import BLUE, NOW, STRANGER, VIEWER
-from volume_world import VOLUMES, World, data_of, volume_world
+from dflare.services.volumes.tables import KIT, Volume
+from tenancy import BLUE, MEMBER, NOW, STRANGER, VIEWER
+from volume_world import SITE, VOLUMES, World, data_of, volume_world
 
 
 @pytest.fixture
@@ -188,6 +188,53 @@ async def test_an_order_that_became_ready_unheard_of_is_undone_without_a_bill(wo
     assert began == ended
     assert not (await world.storage.observe([volume_id]))[volume_id].present
     assert (await world.ask("GET", f"{VOLUMES}/data")).json()["access"] == []
+
+
+# --- dry runs --------------------------------------------------------------------------------
+
+
+async def test_a_dry_run_says_size_price_and_room_and_leaves_nothing_behind(world: World) -> None:
+    await world.made("first", 30)
+    await world.told(
+        "site.declared",
+        SITE,
+        2,
+        site_id=SITE,
+        name="demo",
+        currency="EUR",
+        volume_price_per_gib_hour="0.0005",
+    )
+    body = {"name": "data", "size_gib": 70}
+    quoted = await world.ask("POST", VOLUMES, json=body, params={"dry_run": True})
+    assert quoted.status_code == 200
+    quote = {k: quoted.json()[k] for k in ("price_per_hour", "currency", "used_gib", "limit_gib")}
+    price = {"price_per_hour": "0.0350", "currency": "EUR"}
+    assert quote == {**price, "used_gib": 30, "limit_gib": 100}
+    resized = await world.ask(
+        "PATCH", f"{VOLUMES}/first", json={"size_gib": 100}, params={"dry_run": True}
+    )
+    assert (resized.json()["price_per_hour"], resized.json()["quota"]) == ("0.0500", "advisory")
+
+    (only,) = (await world.ask("GET", VOLUMES)).json()["items"]
+    assert (only["name"], only["size_gib"], only["state"]) == ("first", 30, "ready")
+    async with world.database.transaction("volumes") as session:
+        assert len((await session.execute(select(KIT.operation.c.id))).all()) == 1
+
+
+async def test_a_dry_run_is_refused_for_what_would_refuse_the_order(world: World) -> None:
+    await world.made("data", 10)
+    asked = [
+        ("POST", VOLUMES, {"name": "data", "size_gib": 1}, MEMBER, 409),
+        ("POST", VOLUMES, {"name": "more", "size_gib": 91}, MEMBER, 409),
+        ("POST", VOLUMES, {"name": "more", "size_gib": 1, "site": "nowhere"}, MEMBER, 422),
+        ("POST", VOLUMES, {"name": "more", "size_gib": 1}, VIEWER, 403),
+        ("PATCH", f"{VOLUMES}/data", {"size_gib": 101}, MEMBER, 409),
+        ("PATCH", f"{VOLUMES}/data", {"size_gib": 1}, VIEWER, 403),
+        ("PATCH", f"{VOLUMES}/data", {"size_gib": 1}, STRANGER, 404),
+    ]
+    for method, path, body, who, status in asked:
+        answer = await world.ask(method, path, who, json=body, params={"dry_run": True})
+        assert answer.status_code == status, (method, body)
 
 
 # --- refusals --------------------------------------------------------------------------------

@@ -28,6 +28,9 @@ from dflare.cli.output import (
 app = typer.Typer(help="Shared volumes.", no_args_is_help=True)
 
 VolumeArgument = Annotated[str, typer.Argument(help="Name or id.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Say what it would get and cost, or why not.")
+]
 ClusterArgument = Annotated[str, typer.Argument(help="Cluster by name or id.")]
 
 
@@ -67,6 +70,13 @@ SHOW = (
     *columns("quota", "over_quota", "operation_id", "created_by"),
     AGE,
 )
+QUOTE = (
+    *columns("name", "site"),
+    Column("SIZE", "size_gib", _size_cell),
+    *columns("price_per_hour", "currency"),
+    Column("OTHER VOLUMES", "used_gib", _size_cell),
+    Column("ALLOWED", "limit_gib", _size_cell),
+)
 ACCESS = columns("cluster", "mode", "observed", "cluster_id")
 
 
@@ -75,6 +85,7 @@ def create(
     name: Annotated[str, typer.Argument(help="Name; unique in the project.")],
     size: Annotated[int, typer.Option("--size", "-s", min=1, help="Size in GiB.")],
     site: Annotated[str | None, typer.Option(help="Site; not needed where there is one.")] = None,
+    dry_run: DryRunOption = False,
     wait: WaitOption = False,
     project: ProjectOption = None,
     output: OutputOption = Output.TABLE,
@@ -82,7 +93,11 @@ def create(
     """Order a volume."""
     with Api.of_environment(project) as api:
         body = {"name": name, "size_gib": size, "site": site}
-        operation = api.order("POST", f"/projects/{api.project()}/volumes", body)
+        path = f"/projects/{api.project()}/volumes"
+        if dry_run:
+            print_one(api.order("POST", path, body, dry_run=True), QUOTE, output)
+            return
+        operation = api.order("POST", path, body)
         done = f"Volume {name} is ready; share it by `dflare volume attach {name} CLUSTER`."
         follow_order(api, operation, output, wait=wait, done=done)
 
@@ -131,13 +146,18 @@ def show(
 def resize(
     volume: VolumeArgument,
     size: Annotated[int, typer.Option("--size", "-s", min=1, help="New size in GiB.")],
+    dry_run: DryRunOption = False,
     wait: WaitOption = False,
     project: ProjectOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Give a volume another size; its content stays."""
     with Api.of_environment(project) as api:
-        operation = api.order("PATCH", _path(api, volume), {"size_gib": size})
+        path, body = _path(api, volume), {"size_gib": size}
+        if dry_run:
+            print_one(api.order("PATCH", path, body, dry_run=True), QUOTE, output)
+            return
+        operation = api.order("PATCH", path, body)
         follow_order(api, operation, output, wait=wait, done=f"{volume} has {size} GiB.")
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,10 +16,12 @@ from dflare.services.volumes.contract import AccessMode
 from dflare.services.volumes.domain import over_quota
 from dflare.services.volumes.service import VolumeOrder, VolumeService, VolumeView
 from dflare.services.volumes.service_access import AccessService
+from dflare.services.volumes.service_quote import QuoteService, VolumeQuote
 
 MAX_SIZE_GIB = 1_048_576
 """One pebibyte."""
 
+DryRun = Annotated[bool, Query(description="Say what would happen")]
 SizeGib = Annotated[int, Field(ge=1, le=MAX_SIZE_GIB, description="Size in GiB")]
 
 
@@ -88,6 +90,28 @@ class VolumeAnswer(BaseModel):
     created_by: str
     created_at: datetime
     version: int
+
+
+class QuoteAnswer(BaseModel):
+    """What a dry run found: the size, where, and the price an hour of the whole volume as a decimal
+    string. ``limit_gib`` is what the project may have, ``used_gib`` what its other volumes count.
+    ``quota`` is how the size is held, empty where no storage has answered yet."""
+
+    dry_run: bool = True
+    name: str
+    size_gib: int
+    site_id: str
+    site: str
+    price_per_hour: str
+    currency: str
+    limit_gib: int
+    used_gib: int
+    quota: str
+
+
+_DRY_RUN: dict[int | str, dict[str, Any]] = {
+    200: {"model": QuoteAnswer, "description": "Answer of a dry run"}
+}
 
 
 def volume_answer(view: VolumeView) -> VolumeAnswer:
@@ -178,7 +202,9 @@ def _ordering_routes(
     principal: Callable[..., Awaitable[Principal]],
     project_of: Callable[..., Awaitable[ProjectRef]],
 ) -> None:
-    @routes.post("/projects/{project}/volumes", status_code=202)
+    quotes = QuoteService(volumes)
+
+    @routes.post("/projects/{project}/volumes", status_code=202, responses=_DRY_RUN)
     async def create_volume(
         *,
         request: Request,
@@ -186,15 +212,18 @@ def _ordering_routes(
         project: ProjectRef = Depends(project_of),
         body: VolumeBody,
         key: IdempotencyKey = None,
+        dry_run: DryRun = False,
     ) -> JSONResponse:
         """Order a volume; answers with the operation to follow."""
         order = VolumeOrder(body.name, body.size_gib, body.site)
+        if dry_run:
+            return _quoted(await quotes.create(caller, project, order))
         given = await volumes.create(
             caller, project, order, await request_key_of(request, caller.subject, key)
         )
         return accepted(*given)
 
-    @routes.patch("/projects/{project}/volumes/{volume}", status_code=202)
+    @routes.patch("/projects/{project}/volumes/{volume}", status_code=202, responses=_DRY_RUN)
     async def resize_volume(
         *,
         request: Request,
@@ -204,8 +233,11 @@ def _ordering_routes(
         body: ResizeBody,
         key: IdempotencyKey = None,
         if_match: IfMatch = None,
+        dry_run: DryRun = False,
     ) -> JSONResponse:
         """Order another size; answers with the operation to follow."""
+        if dry_run:
+            return _quoted(await quotes.resize(caller, project, volume, body.size_gib))
         given = await volumes.resize(
             caller,
             project,
@@ -231,6 +263,21 @@ def _ordering_routes(
             caller, project, volume, await request_key_of(request, caller.subject, key), if_match
         )
         return accepted(*given)
+
+
+def _quoted(quote: VolumeQuote) -> JSONResponse:
+    answer = QuoteAnswer(
+        name=quote.name,
+        size_gib=quote.size_gib,
+        site_id=quote.site_id,
+        site=quote.site,
+        price_per_hour=str(quote.price_per_hour),
+        currency=quote.currency,
+        limit_gib=quote.quota.limit_gib,
+        used_gib=quote.quota.used_gib,
+        quota=quote.held,
+    )
+    return JSONResponse(answer.model_dump(mode="json"), 200)
 
 
 def _access_routes(

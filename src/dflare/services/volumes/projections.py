@@ -1,6 +1,7 @@
 """Read models of volumes: sites, clusters that may be given access, quota limits."""
 
 from collections.abc import Sequence
+from decimal import Decimal
 
 from sqlalchemy import delete, select
 from sqlalchemy.dialects.postgresql import insert
@@ -26,7 +27,8 @@ _SCOPE = Scope.system("a deleted cluster loses its access")
 
 
 class SitesProjection:
-    """Which sites there are and which are frozen, from ``site.declared`` and ``site.frozen``."""
+    """Which sites there are and what volumes cost there, from ``site.declared``, and which are
+    frozen, from ``site.frozen``."""
 
     name = "volumes.sites"
     kit = KIT
@@ -37,7 +39,13 @@ class SitesProjection:
         for entry in entries:
             site_id, version = entry.data["site_id"], entry.resource_version
             if entry.type == "site.declared":
-                values = {"name": entry.data["name"], "version": version}
+                price = entry.data.get("volume_price_per_gib_hour")
+                values = {
+                    "name": entry.data["name"],
+                    "price_per_gib_hour": None if price is None else Decimal(price),
+                    "currency": entry.data.get("currency", ""),
+                    "version": version,
+                }
                 newer = KnownSite.version < version
             else:
                 values = {"frozen": entry.data["frozen"], "frozen_version": version}

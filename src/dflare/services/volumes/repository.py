@@ -2,6 +2,7 @@
 then its access rows."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, func, select
@@ -25,6 +26,14 @@ from dflare.services.volumes.tables import (
 
 LIVE_CLUSTER = ("pending", "creating", "ready", "resizing")
 """States of clusters that may be given access."""
+
+
+@dataclass(frozen=True)
+class QuotaUse:
+    """GiB that a project may have, and that its other volumes count."""
+
+    limit_gib: int
+    used_gib: int
 
 
 async def find(session: AsyncSession, scope: Scope, project_id: str, reference: str) -> Volume:
@@ -150,7 +159,7 @@ async def lock_quota(session: AsyncSession, project_id: str) -> int:
 
 async def check_quota(
     session: AsyncSession, project_id: str, wanted_gib: int, but_not: str
-) -> None:
+) -> QuotaUse:
     """Whether the project may have ``wanted_gib`` GiB in volume ``but_not`` beside what its others
     count; orders of a project wait here for each other until the transaction ends.
 
@@ -176,6 +185,7 @@ async def check_quota(
             used_gib=used_gib,
             wanted_gib=wanted_gib,
         )
+    return QuotaUse(limit_gib, used_gib)
 
 
 async def site(session: AsyncSession, reference: str | None) -> KnownSite | None:

@@ -32,7 +32,7 @@ from dflare.services.volumes.domain import (
     volume_id_of,
 )
 from dflare.services.volumes.errors import TooSmallError, UnknownSiteError
-from dflare.services.volumes.tables import KIT, Access, Volume
+from dflare.services.volumes.tables import KIT, Access, KnownSite, Volume
 
 SCHEMA = "volumes"
 
@@ -120,8 +120,7 @@ class VolumeService:
                 await repository.check_quota(session, project.id, size_gib, view.volume.id)
             volume = await self._lock(session, principal, view.volume.id)
             check_if_match(if_match, volume.version, volume.id)
-            check_ready(volume)
-            _check_holds(volume, size_gib)
+            check_resizable(volume, size_gib)
             volume.wanted_gib = size_gib
             volume.operation_id = begun.operation_id
             enter(volume, VolumeState.RESIZING, self.clock.now())
@@ -221,17 +220,8 @@ class VolumeService:
         order: VolumeOrder,
         begun: Begun,
     ) -> Volume:
-        site = await repository.site(session, order.site)
-        if site is None:
-            names = [one.name for one in await repository.sites(session)]
-            raise UnknownSiteError(
-                f"there is no site {order.site}" if order.site else "name a site",
-                next_step=f"Sites are: {', '.join(names) or 'none yet; load one first'}.",
-            )
         volume_id, now = volume_id_of(begun.operation_id), self.clock.now()
-        if await repository.name_taken(session, project.id, order.name, volume_id):
-            raise _name_taken(order.name)
-        await repository.check_quota(session, project.id, order.size_gib, volume_id)
+        site, _ = await admit(session, project, order, volume_id)
         return Volume(
             id=volume_id,
             organization_id=project.organization_id,
@@ -305,6 +295,42 @@ class VolumeService:
         return 202, document
 
 
+async def admit(
+    session: AsyncSession, project: ProjectRef, order: VolumeOrder, volume_id: str
+) -> tuple[KnownSite, repository.QuotaUse]:
+    """Whether ``order`` can be taken as volume ``volume_id``: where it goes, and what it leaves.
+
+    Raises:
+        UnknownSiteError, NameTakenError, VolumeQuotaError: it cannot.
+    """
+    site = await repository.site(session, order.site)
+    if site is None:
+        names = [one.name for one in await repository.sites(session)]
+        raise UnknownSiteError(
+            f"there is no site {order.site}" if order.site else "name a site",
+            next_step=f"Sites are: {', '.join(names) or 'none yet; load one first'}.",
+        )
+    if await repository.name_taken(session, project.id, order.name, volume_id):
+        raise _name_taken(order.name)
+    return site, await repository.check_quota(session, project.id, order.size_gib, volume_id)
+
+
+def check_resizable(volume: Volume, size_gib: int) -> None:
+    """Whether a volume may have another size now.
+
+    Raises:
+        VolumeBusyError: it is not ready.
+        TooSmallError: by the last scan it holds more.
+    """
+    check_ready(volume)
+    if volume.used_bytes is not None and volume.used_bytes > size_gib * BYTES_PER_GIB:
+        raise TooSmallError(
+            f"volume {volume.name} holds {volume.used_bytes / BYTES_PER_GIB:.1f} GiB, which "
+            f"{size_gib} GiB have no room for",
+            next_step="Remove content first, or choose a larger size.",
+        )
+
+
 def audit_record(
     principal: Principal,
     volume: Volume,
@@ -325,15 +351,6 @@ def audit_record(
         operation_id=operation_id,
         detail=detail,
     )
-
-
-def _check_holds(volume: Volume, size_gib: int) -> None:
-    if volume.used_bytes is not None and volume.used_bytes > size_gib * BYTES_PER_GIB:
-        raise TooSmallError(
-            f"volume {volume.name} holds {volume.used_bytes / BYTES_PER_GIB:.1f} GiB, which "
-            f"{size_gib} GiB have no room for",
-            next_step="Remove content first, or choose a larger size.",
-        )
 
 
 def _name_taken(name: str) -> NameTakenError:

@@ -1,6 +1,7 @@
 """Tables of schema ``volumes``."""
 
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import BigInteger, Index, PrimaryKeyConstraint, text
@@ -142,13 +143,15 @@ class QuotaLimit(Base):
 
 
 class KnownSite(Base):
-    """Read model of ``site.declared`` and ``site.frozen``."""
+    """Read model of ``site.declared`` and ``site.frozen``; without a price volumes are free."""
 
     __tablename__ = "known_site"
 
     site_id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(index=True, server_default="")
     version: Mapped[int] = mapped_column(server_default="0")
+    price_per_gib_hour: Mapped[Decimal | None]
+    currency: Mapped[str] = mapped_column(server_default="")
     frozen: Mapped[bool] = mapped_column(server_default="false")
     frozen_version: Mapped[int] = mapped_column(server_default="0")
 

@@ -58,6 +58,8 @@ def upgrade() -> None:
         sa.Column("site_id", sa.Text(), nullable=False),
         sa.Column("name", sa.Text(), server_default="", nullable=False),
         sa.Column("version", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("price_per_gib_hour", sa.Numeric(), nullable=True),
+        sa.Column("currency", sa.Text(), server_default="", nullable=False),
         sa.Column("frozen", sa.Boolean(), server_default="false", nullable=False),
         sa.Column("frozen_version", sa.Integer(), server_default="0", nullable=False),
         sa.PrimaryKeyConstraint("site_id", name=op.f("pk_known_site")),
