@@ -39,6 +39,7 @@ def gateway_expectations(gateway: TenantedGateway) -> dict[str, Expectation]:
         **_baremetal(gateway),
         **_network(gateway),
         **_clusters(gateway),
+        **_jobs(gateway),
         **_keys(gateway),
         **_volumes(gateway),
         **_orchestrator(gateway),
@@ -104,13 +105,50 @@ def _clusters(gateway: TenantedGateway) -> dict[str, Expectation]:
     def order() -> dict[str, Any]:
         return {"name": fresh("c"), "pools": [{"node_type": NODE_TYPE, "count": 1}]}
 
+    async def living() -> dict[str, str]:
+        cluster, node = await gateway.living_cluster()
+        return {**project, "cluster": cluster, "node": node, "pool": "default"}
+
     one = {**project, "cluster": gateway.home.cluster}
+    clusters = "/v1/projects/{project}/clusters"
+    changed = every(*WORKERS) | denied("viewer", "auditor")
     return {
         "GET /v1/clusters": Expectation(EVERYONE),
+        f"PATCH {clusters}/{{cluster}}": Expectation(
+            changed, path=living, body={"protected": False}
+        ),
+        f"PATCH {clusters}/{{cluster}}/pools/{{pool}}": ordered(path=living, body={"count": 1}),
+        f"POST {clusters}/{{cluster}}/nodes/{{node}}/replace": ordered(path=living),
+        f"POST {clusters}/{{cluster}}/nodes/{{node}}/drain": Expectation(
+            changed, path=living, body={"reason": "a test"}
+        ),
+        f"POST {clusters}/{{cluster}}/nodes/{{node}}/undrain": Expectation(changed, path=living),
         "GET /v1/projects/{project}/clusters": Expectation(IN_PROJECT, path=project),
         "POST /v1/projects/{project}/clusters": ordered(path=project, body=order),
         "GET /v1/projects/{project}/clusters/{cluster}": Expectation(IN_PROJECT, path=one),
         "DELETE /v1/projects/{project}/clusters/{cluster}": ordered(path=released),
+    }
+
+
+def _jobs(gateway: TenantedGateway) -> dict[str, Expectation]:
+    project = {"project": gateway.home.project.id}
+    jobs = "/v1/projects/{project}/clusters/{cluster}/jobs"
+
+    async def scheduled() -> dict[str, str]:
+        cluster = await gateway.slurm_cluster()
+        return {**project, "cluster": cluster}
+
+    async def submitted() -> dict[str, str]:
+        cluster = await scheduled()
+        path = jobs.format(**cluster)
+        answer = await gateway.ask("member", "POST", path, json={"script": "#!/bin/sh\n"})
+        return {**cluster, "job": answer.json()["id"]}
+
+    return {
+        f"POST {jobs}": ordered(path=scheduled, body={"script": "#!/bin/sh\n"}),
+        f"GET {jobs}": Expectation(IN_PROJECT, path=submitted),
+        f"GET {jobs}/{{job}}": Expectation(IN_PROJECT, path=submitted),
+        f"GET {jobs}/{{job}}/output": Expectation(IN_PROJECT, path=submitted),
     }
 
 

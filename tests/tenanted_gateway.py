@@ -39,11 +39,16 @@ from dflare.services.baremetal.steps.base import change_state
 from dflare.services.baremetal.tables import KIT as BAREMETAL
 from dflare.services.baremetal.tables import Node
 from dflare.services.clusters import activities as clusters_activities
+from dflare.services.clusters.contract import SLURM
 from dflare.services.clusters.tables import KIT as CLUSTERS
-from dflare.services.clusters.tables import Cluster
+from dflare.services.clusters.tables import Cluster, NodePool, Scheduler
+from dflare.services.clusters.tables import KnownSite as SoldSite
 from dflare.services.network import activities as network_activities
 from dflare.services.orchestrator import activities as orchestrator_activities
+from dflare.services.orchestrator.domain import allocation_event
 from dflare.services.orchestrator.sagas import SAGAS
+from dflare.services.orchestrator.tables import KIT as ORCHESTRATOR
+from dflare.services.orchestrator.tables import Allocation
 from dflare.services.volumes.contract import QUOTA as VOLUME_QUOTA
 from dflare.services.volumes.contract import VolumeState
 from dflare.services.volumes.tables import KnownSite, Volume
@@ -139,6 +144,61 @@ class TenantedGateway:
         async with self.database.transaction("clusters") as session:
             session.add(cluster)
         return cluster.id
+
+    async def slurm_cluster(self) -> str:
+        """The id of a ready cluster of the home project whose scheduler nobody runs."""
+        cluster_id = await self.new_cluster()
+        async with self.database.transaction("clusters") as session:
+            cluster = await session.get_one(Cluster, cluster_id)
+            cluster.kind, cluster.state = SLURM, "ready"
+            site_id, host = cluster.site_id, "of-nobody"
+            session.add(
+                Scheduler(cluster_id=cluster_id, site_id=site_id, host=host, account="training")
+            )
+        return cluster_id
+
+    async def living_cluster(self) -> tuple[str, str]:
+        """A ready cluster of the home project with two nodes of the ledger's alone; the ids of it
+        and of one of them."""
+        cluster_id = await self.new_cluster()
+        now, project = self.platform.process.clock.now(), self.home.project
+        async with self.database.transaction("clusters") as session:
+            cluster = await session.get_one(Cluster, cluster_id)
+            cluster.state = "ready"
+            cluster.site_id = (await session.scalars(select(SoldSite.site_id))).one()
+            site_id = cluster.site_id
+            pool = {"name": "default", "node_type": NODE_TYPE, "count": 2}
+            session.add(NodePool(id=new_id("pool"), cluster_id=cluster_id, **pool))
+        allocations = [
+            Allocation(
+                id=new_id("alloc"),
+                version=1,
+                state="confirmed",
+                node_id=(node_id := new_id("node")),
+                node_name=f"n-{node_id[-12:]}",
+                node_type=NODE_TYPE,
+                gpus=8,
+                site_id=site_id,
+                organization_id=project.organization_id,
+                project_id=project.id,
+                cluster_id=cluster_id,
+                pool="default",
+                slot=slot,
+                reserved_by="a test",
+                operation_id="a test",
+                epoch=1,
+                since=now,
+                created_at=now,
+            )
+            for slot in range(2)
+        ]
+        async with self.database.transaction("orchestrator") as session:
+            session.add_all(allocations)
+            await session.flush()
+            events = [allocation_event(one, now) for one in allocations]
+            await outbox.emit(session, ORCHESTRATOR, events)
+        await self.relay()
+        return cluster_id, allocations[0].node_id
 
     async def new_volume(self) -> str:
         """A volume of the home project that nobody has made yet and that may be changed; its id."""

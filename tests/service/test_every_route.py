@@ -87,6 +87,7 @@ def _paths_of(gateway: TenantedGateway, tenant: Tenant) -> Mapping[str, str]:
     return {
         "project": tenant.project.id,
         "cluster": tenant.cluster,
+        "pool": "default",
         "ssh_key": tenant.ssh_key,
         "user_data": tenant.user_data,
         "operation": tenant.operation,

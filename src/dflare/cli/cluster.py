@@ -4,8 +4,11 @@ from typing import Annotated
 
 import typer
 
+from dflare.cli import cluster_jobs, cluster_life
 from dflare.cli.client import Api, segment
-from dflare.cli.errors import CliError, ExitCode, Json, UsageError
+from dflare.cli.cluster_life import seconds_of
+from dflare.cli.cluster_path import cluster_path
+from dflare.cli.errors import Json, UsageError
 from dflare.cli.listing import show_list
 from dflare.cli.ordering import follow_order
 from dflare.cli.output import (
@@ -25,6 +28,7 @@ from dflare.cli.output import (
     print_one,
     print_table,
     text_cell,
+    time_cell,
 )
 
 app = typer.Typer(help="Clusters.", no_args_is_help=True)
@@ -32,6 +36,8 @@ app = typer.Typer(help="Clusters.", no_args_is_help=True)
 
 def register(root: typer.Typer) -> None:
     """Add `cluster`."""
+    cluster_life.register(app)
+    cluster_jobs.register(app)
     root.add_typer(app, name="cluster")
 
 
@@ -46,9 +52,12 @@ SHOW = (
     *columns("site_id", "image"),
     Column("POOLS", "pools", _pools_cell),
     *columns("ssh_keys", "user_data", "placement", "operation_id", "created_by"),
+    Column("EXPIRES", "expires_at", time_cell),
+    *columns("protected"),
     AGE,
 )
-MEMBERS = columns("name", "node_type", "pool", "allocation", "node_id")
+MEMBERS = columns("name", "node_type", "pool", "slot", "allocation", "drained_by", "node_id")
+CONDITIONS = columns("type", "status", "reason", "message")
 
 
 @app.command()
@@ -68,6 +77,10 @@ def create(
         list[str] | None, typer.Option(help="SSH key by name; repeat it for more.")
     ] = None,
     user_data: Annotated[str | None, typer.Option(help="User data by name.")] = None,
+    ttl: Annotated[
+        str | None, typer.Option("--ttl", help="Release it after this time, such as 8h.")
+    ] = None,
+    protect: Annotated[bool, typer.Option("--protect", help="Refuse its deletion.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would get and cost, or why not.")
     ] = False,
@@ -83,6 +96,8 @@ def create(
         "pools": _pools(nodes, node_type, pool or []),
         "ssh_keys": ssh_key or [],
         "user_data": user_data,
+        **({"ttl_s": seconds_of(ttl)} if ttl else {}),
+        **({"protected": True} if protect else {}),
     }
     with Api.of_environment(project) as api:
         path = f"/projects/{api.project()}/clusters"
@@ -132,11 +147,14 @@ def show(
 ) -> None:
     """Show a cluster and its nodes."""
     with Api.of_environment(project) as api:
-        item = api.get(_path(api, cluster))
+        item = api.get(cluster_path(api, cluster))
         print_one(item, SHOW, output)
         if output is Output.TABLE and item["nodes"]:
             print()
             print_table(item["nodes"], MEMBERS)
+        if output is Output.TABLE and item.get("conditions"):
+            print()
+            print_table(item["conditions"], CONDITIONS)
 
 
 @app.command()
@@ -149,7 +167,7 @@ def delete(
 ) -> None:
     """Release a cluster: its disks are erased, its network closed, its usage ends."""
     with Api.of_environment(project) as api:
-        found = api.get(_path(api, cluster))
+        found = api.get(cluster_path(api, cluster))
         name, count = found["name"], sum(pool["count"] for pool in found["pools"])
         confirm(
             f"Release cluster {name} ({_pools_cell(found['pools'])}, {found['state']}) and erase "
@@ -160,21 +178,6 @@ def delete(
         path = f"/projects/{segment(found['project_id'])}/clusters/{segment(found['id'])}"
         operation = api.order("DELETE", path, etag=found.get("etag"))
         follow_order(api, operation, output, wait=wait, done=f"Cluster {name} is released.")
-
-
-def _path(api: Api, cluster: str) -> str:
-    """The path of a cluster; one is found by id even where no project is chosen."""
-    if api.context.project:
-        return f"/projects/{api.project()}/clusters/{segment(cluster)}"
-    fitting = [item for item in api.pages("/clusters") if cluster in (item["id"], item["name"])]
-    if len(fitting) != 1:
-        found = "more than one cluster is" if fitting else "no cluster that you may see is"
-        raise CliError(
-            f"{found} called {cluster!r}",
-            next_step="Say which project by --project; see `dflare cluster list --all`.",
-            exit_code=ExitCode.USAGE if fitting else ExitCode.REFUSED,
-        )
-    return f"/projects/{segment(fitting[0]['project_id'])}/clusters/{segment(fitting[0]['id'])}"
 
 
 def _pools(nodes: int | None, node_type: str | None, pools: list[str]) -> list[Json]:

@@ -308,6 +308,7 @@ class LifeService:
                 site_id=cluster.site_id,
                 cluster_id=cluster.id,
                 pools=(PoolWish(pool=pool.name, node_type=pool.node_type, count=added),),
+                ends_at=cluster.expires_at,
             ),
         )
         saga = "grow_slurm_cluster" if cluster.kind == SLURM else "grow_cluster"
