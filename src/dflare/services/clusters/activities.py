@@ -77,6 +77,8 @@ class SetState:
             cluster.deadline = cluster.deadline or self.clock.now() + ORDER_DEADLINE
         else:
             cluster.deadline = None
+        # An order that waited learns only now which nodes it got, and why these.
+        cluster.explanation = call.params.get("placement", cluster.explanation)
         cluster.version += 1
         await session.flush()
         await outbox.emit(session, KIT, [cluster_event(cluster, self.clock.now())])

@@ -18,7 +18,7 @@ from dflare.services.clusters.service_admission import SITE_DEFAULT_IMAGE, Clust
 from dflare.services.clusters.service_keys import KeyService
 from dflare.services.clusters.service_scheduler import VolumeWish
 from dflare.services.clusters.tables import SshKey, UserData
-from dflare.services.orchestrator.contract import PoolWish
+from dflare.services.orchestrator.contract import PlacementWish, PoolWish
 
 
 class _Body(BaseModel):
@@ -44,7 +44,8 @@ class VolumeBody(_Body):
 class ClusterBody(_Body):
     """An order. ``site`` may be left out where there is one site; without an ``image`` the first
     that the site declares is booted; keys are names or ids. ``ttl_s`` is after how many seconds
-    from now it is released, unless it is ``protected``."""
+    from now it is released, unless it is ``protected``. ``placement`` says where its nodes shall
+    lie; one that may ``wait_for_capacity`` waits in turn where too few nodes are free."""
 
     name: Name
     kind: Literal["bare", "slurm"] = "bare"
@@ -54,6 +55,8 @@ class ClusterBody(_Body):
     ssh_keys: list[Reference] = Field(default_factory=list[Reference], max_length=64)
     user_data: Reference | None = None
     volumes: list[VolumeBody] = Field(default_factory=list[VolumeBody], max_length=16)
+    placement: PlacementWish | None = None
+    wait_for_capacity: bool = False
     ttl_s: Annotated[int, Field(ge=60, le=366 * 24 * 3600)] | None = None
     protected: bool = False
 
@@ -121,9 +124,11 @@ class ClusterAnswer(BaseModel):
 
 
 class QuoteAnswer(BaseModel):
-    """What an order would get: nodes, why these, and the price an hour as a decimal string."""
+    """What an order would get: nodes, why these, and the price an hour as a decimal string. One
+    that would ``wait`` gets no nodes now; ``placement`` says what it would wait for."""
 
     dry_run: bool = True
+    waits: bool = False
     nodes: list[str]
     placement: str
     price_per_hour: str
@@ -216,6 +221,8 @@ def _order(body: ClusterBody) -> ClusterOrder:
         volumes=tuple(VolumeWish(v.volume, v.mount, v.read_only) for v in body.volumes),
         ttl=None if body.ttl_s is None else timedelta(seconds=body.ttl_s),
         protected=body.protected,
+        placement=body.placement,
+        wait_for_capacity=body.wait_for_capacity,
     )
 
 
@@ -249,6 +256,7 @@ def router(
         if dry_run:
             quote = await clusters.quote(caller, project, _order(body))
             answer = QuoteAnswer(
+                waits=quote.reservation.waits,
                 nodes=[placed.node_name for placed in quote.reservation.placed],
                 placement=quote.reservation.explanation,
                 price_per_hour=str(quote.price_per_hour),

@@ -1,7 +1,8 @@
 """What other services know of clusters.
 
-Steps (queue ``clusters``, the target is the cluster): ``begin@1`` (state ``creating``; undo
-``fail@1``), ``ready@1``, ``begin_delete@1``, ``deleted@1``. Steps on queue ``clusters.<site>``:
+Steps (queue ``clusters``, the target is the cluster): ``begin@1`` (state ``creating``; param
+``placement``: why an order that waited got its nodes; undo ``fail@1``), ``ready@1``,
+``begin_delete@1``, ``deleted@1``. Steps on queue ``clusters.<site>``:
 ``start_scheduler@1`` (undo ``stop_scheduler@1``) and, on nodes, ``await_nodes@1``.
 
 Events emitted: ``cluster.declared`` (data: ``ClusterDeclared``), ``cluster.changed``,

@@ -153,6 +153,10 @@ class ClusterService:
             site_id=checked.site.site_id,
             cluster_id=cluster_id_of(operation_id),
             pools=order.pools,
+            placement=order.placement,
+            wait=order.wait_for_capacity,
+            # A protected cluster outlives its time, so nobody may count on its end.
+            ends_at=self.clock.now() + order.ttl if order.ttl and not order.protected else None,
         )
 
     async def _store(
@@ -206,6 +210,7 @@ class ClusterService:
                     self._create_plan(cluster, reservation),
                     [placed.node_id for placed in reservation.placed],
                     begun,
+                    waits_for=reservation.explanation if reservation.waits else None,
                 )
         except IntegrityError as error:
             raise name_taken(order.name) from error
@@ -265,6 +270,7 @@ class ClusterService:
         plan: Plan,
         targets: Sequence[str],
         begun: Begun,
+        waits_for: str | None = None,
     ) -> dict[str, Any]:
         order = Order(
             operation_id=begun.operation_id,
@@ -274,6 +280,8 @@ class ClusterService:
             targets=targets,
             created_by=principal.subject,
             trace=telemetry.carrier(),
+            waits=waits_for is not None,
+            reason=waits_for or "",
         )
         return await store_order(session, cluster, order, begun, self.clock.now())
 
@@ -413,12 +421,16 @@ def _new_cluster(
         kind=order.kind,
         image=checked.image,
         state=ClusterState.PENDING,
+        # Its position changes: the operation tells it.
+        reason=f"waits for capacity; see operation {begun.operation_id}"
+        if reservation.waits
+        else "",
         since=now,
-        deadline=now + ORDER_DEADLINE,
+        deadline=None if reservation.waits else now + ORDER_DEADLINE,
         ssh_keys=[key.id for key in checked.keys],
         user_data_id=checked.user_data.id if checked.user_data else None,
         operation_id=begun.operation_id,
-        explanation=reservation.explanation,
+        explanation="" if reservation.waits else reservation.explanation,
         expires_at=now + order.ttl if order.ttl else None,
         protected=order.protected,
         mounts=[mount.model_dump(mode="json") for mount in checked.mounts],

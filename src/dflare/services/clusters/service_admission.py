@@ -22,7 +22,7 @@ from dflare.services.clusters.errors import (
 from dflare.services.clusters.service_scheduler import VolumeWish, mounts_of, usable_host
 from dflare.services.clusters.tables import KnownSite, SchedulerHost, SshKey
 from dflare.services.clusters.tables import UserData as UserDataRow
-from dflare.services.orchestrator.contract import PoolWish
+from dflare.services.orchestrator.contract import PlacementWish, PoolWish
 
 SITE_DEFAULT_IMAGE = "default"
 """Orders the first image that the site declares, whatever its name is."""
@@ -44,6 +44,8 @@ class ClusterOrder:
     ttl: timedelta | None = None
     protected: bool = False
     volumes: tuple[VolumeWish, ...] = ()
+    placement: PlacementWish | None = None
+    wait_for_capacity: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from dflare.services.clusters.tables import KIT, Cluster
 
 @dataclass(frozen=True)
 class Order:
-    """What to store. ``targets`` are node ids; ``action`` is what the audit log calls it."""
+    """What to store. ``targets`` are node ids; ``action`` is what the audit log calls it; one that
+    ``waits`` for capacity, as the reason says, is started when it gets its nodes."""
 
     operation_id: str
     kind: str
@@ -26,6 +27,8 @@ class Order:
     targets: Sequence[str]
     created_by: str
     trace: dict[str, str]
+    waits: bool = False
+    reason: str = ""
 
 
 async def store_order(
@@ -50,6 +53,8 @@ async def store_order(
             targets=order.targets,
             created_by=order.created_by,
             trace=order.trace,
+            waits=order.waits,
+            reason=order.reason,
         ),
         now,
     )
