@@ -8,6 +8,14 @@ from dflare.cli import cluster_jobs, cluster_life
 from dflare.cli.client import Api, segment
 from dflare.cli.cluster_life import seconds_of
 from dflare.cli.cluster_path import cluster_path
+from dflare.cli.cluster_wishes import (
+    ExcludeOption,
+    PackOption,
+    QueueOption,
+    SameOption,
+    SpreadOption,
+    wishes_of,
+)
 from dflare.cli.errors import Json, UsageError
 from dflare.cli.listing import show_list
 from dflare.cli.ordering import follow_order
@@ -81,6 +89,11 @@ def create(
         str | None, typer.Option("--ttl", help="Release it after this time, such as 8h.")
     ] = None,
     protect: Annotated[bool, typer.Option("--protect", help="Refuse its deletion.")] = False,
+    spread: SpreadOption = False,
+    pack: PackOption = False,
+    same: SameOption = None,
+    exclude: ExcludeOption = None,
+    queue: QueueOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would get and cost, or why not.")
     ] = False,
@@ -98,6 +111,7 @@ def create(
         "user_data": user_data,
         **({"ttl_s": seconds_of(ttl)} if ttl else {}),
         **({"protected": True} if protect else {}),
+        **wishes_of(spread=spread, pack=pack, same=same, exclude=exclude, queue=queue),
     }
     with Api.of_environment(project) as api:
         path = f"/projects/{api.project()}/clusters"

@@ -21,4 +21,6 @@ def follow_order(api: Api, operation: Json, output: Output, *, wait: bool, done:
         note(done)
     elif output is Output.TABLE:
         print(operation["id"])
+        if operation.get("reason"):
+            note(f"It {operation['reason']}.")
         note(f"Watch it by `dflare operation watch {operation['id']}`.")
