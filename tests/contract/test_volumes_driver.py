@@ -1,6 +1,7 @@
 """What a driver of volumes must do. A new driver is added to ``DRIVERS``, and its
 volumes are mounted by `mount`."""
 
+import asyncio
 import contextlib
 import errno
 import fcntl
@@ -17,7 +18,14 @@ import pytest
 
 from dflare.drivers.volumes.btrfs import Subvolumes
 from dflare.drivers.volumes.local import LocalVolumes
-from dflare.drivers.volumes.port import QuotaMode, VolumeDriver, VolumeObserved, VolumeRefusedError
+from dflare.drivers.volumes.port import (
+    SNAPSHOTS,
+    QuotaMode,
+    SnapshotDriver,
+    VolumeDriver,
+    VolumeObserved,
+    VolumeRefusedError,
+)
 from dflare.kit.ids import new_id
 
 GONE = VolumeObserved(present=False)
@@ -399,3 +407,87 @@ async def test_one_who_died_while_making_a_volume_leaves_nothing_in_the_way(
     (mount(hard, volume_id).parent / "volume.json").unlink()
     assert (await hard.ensure(volume_id)).present
     assert (await hard.set_quota(volume_id, 1)).quota is QuotaMode.HARD
+
+
+# --- snapshots, where the driver declares them -----------------------------------------------
+
+
+def snapshots_of(driver: VolumeDriver) -> SnapshotDriver:
+    assert isinstance(driver, SnapshotDriver)
+    return driver
+
+
+async def test_a_snapshot_keeps_what_was_there_and_is_taken_once(hard: VolumeDriver) -> None:
+    keeper, volume_id, snapshot_id = snapshots_of(hard), new_id("vol"), new_id("snp")
+    await hard.ensure(volume_id)
+    await hard.set_quota(volume_id, 1)
+    data = mount(hard, volume_id)
+    (data / "file").write_text("before")
+    assert await keeper.snapshot_refusal(volume_id) == ""
+
+    seen = await keeper.snapshot(volume_id, snapshot_id)
+
+    assert seen.snapshots == {snapshot_id}
+    (data / "file").write_text("after")
+    assert (await keeper.snapshot(volume_id, snapshot_id)) == seen
+    kept = data / SNAPSHOTS / snapshot_id / "file"
+    assert kept.read_text() == "before"
+    with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
+        kept.write_text("changed")
+
+
+async def test_what_only_a_snapshot_holds_counts_until_the_snapshot_is_dropped(
+    hard: VolumeDriver,
+) -> None:
+    keeper, volume_id, snapshot_id = snapshots_of(hard), new_id("vol"), new_id("snp")
+    await hard.ensure(volume_id)
+    await hard.set_quota(volume_id, 1)
+    data = mount(hard, volume_id)
+    fill(data / "most", 3 << 28)
+    await keeper.snapshot(volume_id, snapshot_id)
+    (data / "most").unlink()
+    with pytest.raises(OSError, match=os.strerror(errno.EDQUOT)):
+        fill(data / "more", 1 << 29)
+
+    assert (await keeper.drop_snapshot(volume_id, snapshot_id)).snapshots == frozenset()
+
+    assert (await keeper.drop_snapshot(volume_id, snapshot_id)).snapshots == frozenset()
+    for _ in range(600):
+        if (await hard.usage(volume_id, 5)).used_bytes < 1 << 28:
+            break
+        await asyncio.sleep(0.05)
+    fill(data / "more", 1 << 29)
+
+
+async def test_snapshots_go_with_their_volume(hard: VolumeDriver, tmp_path: Path) -> None:
+    keeper, volume_id = snapshots_of(hard), new_id("vol")
+    await hard.ensure(volume_id)
+    (mount(hard, volume_id) / "file").write_text("secret of it")
+    for _ in range(2):
+        await keeper.snapshot(volume_id, new_id("snp"))
+    assert await hard.remove(volume_id, 30) == GONE
+    assert "secret of it" not in everything_below(tmp_path / "storage")
+
+
+async def test_a_link_in_the_place_of_snapshots_reaches_no_other_volume(
+    hard: VolumeDriver,
+) -> None:
+    keeper, mine, other, kept = snapshots_of(hard), new_id("vol"), new_id("vol"), new_id("snp")
+    for one in (mine, other):
+        await hard.ensure(one)
+    await keeper.snapshot(other, kept)
+    (mount(hard, mine) / SNAPSHOTS).symlink_to(mount(hard, other) / SNAPSHOTS)
+
+    assert (await hard.observe([mine]))[mine].snapshots == frozenset()
+    assert (await keeper.drop_snapshot(mine, kept)).snapshots == frozenset()
+    with pytest.raises(VolumeRefusedError):
+        await keeper.snapshot(mine, new_id("snp"))
+    assert (await hard.observe([other]))[other].snapshots == {kept}
+
+
+async def test_local_on_plain_directories_says_why_it_keeps_no_snapshots(tmp_path: Path) -> None:
+    driver, volume_id = LocalVolumes(tmp_path), new_id("vol")
+    await driver.ensure(volume_id)
+    assert "no snapshots" in await driver.snapshot_refusal(volume_id)
+    with pytest.raises(VolumeRefusedError, match="no snapshots"):
+        await driver.snapshot(volume_id, new_id("snp"))

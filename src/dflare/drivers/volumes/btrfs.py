@@ -23,7 +23,7 @@ _FIRST_INODE = 256
 _ROOT_TREE, _QUOTA_TREE = 1, 8
 _ROOT_ITEM, _ROOT_REF, _INFO_ITEM, _LIMIT_ITEM = 132, 156, 242, 244
 _ALL = 2**64 - 1
-_QGROUP_INHERIT, _BY_ID = 1 << 2, 1 << 4
+_READ_ONLY, _QGROUP_INHERIT, _BY_ID = 1 << 1, 1 << 2, 1 << 4
 _MAX_REFERENCED = 1
 _PAGE = 4096
 _SEARCH_KEY = struct.Struct("=QQQQQQQIIII4Q")
@@ -38,6 +38,7 @@ def _code(direction: int, number: int, size: int) -> int:
 _SYNC = _code(0, 8, 0)
 _TREE_SEARCH = _code(3, 17, _PAGE)
 _INO_LOOKUP = _code(3, 18, _PAGE)
+_SNAP_CREATE_V2 = _code(1, 23, _PAGE)
 _SUBVOL_CREATE_V2 = _code(1, 24, _PAGE)
 _QGROUP_CREATE = _code(1, 42, 16)
 _QGROUP_LIMIT = _code(2, 43, 48)
@@ -88,6 +89,18 @@ class Subvolumes:
         name = os.fsencode(place.name)
         order = struct.pack("=qQQQQQQ4040s", 0, 0, flags, size, where, 0, 0, name)
         self._call(_SUBVOL_CREATE_V2, order, at=place.parent)
+
+    def snapshot(self, source: Path, folder: int, name: str) -> None:
+        """Keep the subvolume at ``source`` as it is now, read-only, as ``name`` in the directory
+        that ``folder`` is open at. Subvolumes nested in it are empty directories there. It belongs
+        to the groups of the subvolume that it lies in."""
+        descriptor = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            named = (descriptor, 0, _READ_ONLY, 0, 0, 0, 0, os.fsencode(name))
+            # A mutable buffer: one that is not may have 1,024 bytes at most.
+            fcntl.ioctl(folder, _SNAP_CREATE_V2, bytearray(struct.pack("=q6Q4040s", *named)))
+        finally:
+            os.close(descriptor)
 
     def limit(self, group: int, size_bytes: int) -> None:
         """Let everything in ``group`` hold so many bytes together, beginning now."""
@@ -179,13 +192,15 @@ class Subvolumes:
             os.close(descriptor)
 
 
-def root_of(place: Path) -> int:
-    """The id of the subvolume at ``place``.
+def root_of(place: Path | str, folder: int | None = None) -> int:
+    """The id of the subvolume at ``place``, from the directory that ``folder`` is open at.
 
     Raises:
-        NotADirectoryError: there is none, or something else.
+        FileNotFoundError: there is nothing.
+        NotADirectoryError: there is something else.
     """
-    descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+    descriptor = os.open(place, flags, dir_fd=folder)
     try:
         if os.fstat(descriptor).st_ino != _FIRST_INODE:
             raise NotADirectoryError(errno.ENOTDIR, "no subvolume")

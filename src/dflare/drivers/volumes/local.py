@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dflare.drivers.volumes import snapshots
 from dflare.drivers.volumes.btrfs import Subvolumes, root_of
 from dflare.drivers.volumes.port import (
     QuotaMode,
@@ -72,6 +73,19 @@ class LocalVolumes:
         """What the kernel counts where it holds the size. Elsewhere blocks of every file and
         directory, those with several names counted once."""
         return await self._off_loop(self._usage, volume_id, within_s)
+
+    async def snapshot_refusal(self, volume_id: str) -> str:
+        """Plain directories could only be copied, file by file while jobs write."""
+        held = await self._off_loop(lambda: self._group(self._noted(volume_id)))
+        return "" if held else "its files lie on a filesystem that keeps no snapshots"
+
+    async def snapshot(self, volume_id: str, snapshot_id: str) -> VolumeObserved:
+        """A read-only subvolume inside the volume's own."""
+        return await self._off_loop(self._snapshot, volume_id, snapshot_id)
+
+    async def drop_snapshot(self, volume_id: str, snapshot_id: str) -> VolumeObserved:
+        """Destroyed like any subvolume."""
+        return await self._off_loop(self._drop_snapshot, volume_id, snapshot_id)
 
     def source(self, volume_id: str) -> str:
         """The absolute path of the directory to bind."""
@@ -155,16 +169,30 @@ class LocalVolumes:
         except VolumeRefusedError:
             left = os.path.lexists(place) or os.path.lexists(self._removing / volume_id)
             return VolumeObserved(present=left)
-        size_gib = noted["size_gib"] if (place / "data").is_dir() else None
+        there = (place / "data").is_dir()
+        size_gib = noted["size_gib"] if there else None
         mode = QuotaMode.ADVISORY
-        held = None if size_gib is None else self._group(noted)
+        held = self._group(noted) if there else None
         if held is not None:
             disk, group = held
             limit, mode = disk.limit_of(group), QuotaMode.HARD
             size_gib = None if limit is None else limit // _BYTES_PER_GIB
-        return VolumeObserved(
-            True, size_gib, None if size_gib is None else mode, dict(noted["access"])
-        )
+        quota, access = None if size_gib is None else mode, dict(noted["access"])
+        kept = snapshots.of(place / "data") if held is not None else frozenset[str]()
+        return VolumeObserved(True, size_gib, quota, access, kept)
+
+    def _snapshot(self, volume_id: str, snapshot_id: str) -> VolumeObserved:
+        held = self._group(self._noted(volume_id))
+        if held is None:
+            raise VolumeRefusedError("its files lie on a filesystem that keeps no snapshots")
+        snapshots.take(held[0], self._place(volume_id) / "data", snapshot_id)
+        return self._observe(volume_id)
+
+    def _drop_snapshot(self, volume_id: str, snapshot_id: str) -> VolumeObserved:
+        held = self._group(self._noted(volume_id))
+        if held is not None:
+            snapshots.drop(held[0], self._place(volume_id) / "data", snapshot_id)
+        return self._observe(volume_id)
 
     def _remove(self, volume_id: str, within_s: float) -> VolumeObserved:
         place, going = self._place(volume_id), self._removing / volume_id

@@ -9,7 +9,7 @@ observed as such and goes on at the next call.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class QuotaMode(StrEnum):
@@ -24,12 +24,14 @@ class QuotaMode(StrEnum):
 class VolumeObserved:
     """A volume as the storage has it. ``present`` while anything of its content or of its
     administration is left; ``size_gib`` and ``quota`` are ``None`` where it holds no size.
-    ``access`` maps a cluster's id to whether it may write."""
+    ``access`` maps a cluster's id to whether it may write. ``snapshots`` are ids of those that can
+    be read; empty where the storage has none."""
 
     present: bool
     size_gib: int | None = None
     quota: QuotaMode | None = None
     access: Mapping[str, bool] = field(default_factory=dict[str, bool])
+    snapshots: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,4 +96,36 @@ class VolumeDriver(Protocol):
 
     def source(self, volume_id: str) -> str:
         """What a host of a cluster mounts, in the storage's own form; asks nobody."""
+        ...
+
+
+SNAPSHOTS = ".snapshots"
+"""The folder of a volume in which hosts read its snapshots, each under its id."""
+
+
+@runtime_checkable
+class SnapshotDriver(Protocol):
+    """A storage whose volumes can be kept as they are at a moment. Its ``observe`` and every verb
+    that returns ``VolumeObserved`` say which snapshots there are."""
+
+    async def snapshot_refusal(self, volume_id: str) -> str:
+        """Why this volume can have no snapshots, for people; empty where it can."""
+        ...
+
+    async def snapshot(self, volume_id: str, snapshot_id: str) -> VolumeObserved:
+        """Keep the content as it is now, readable and unchangeable, in ``SNAPSHOTS`` of the volume;
+        a snapshot that exists stays as it is. What only snapshots hold counts as the volume's.
+
+        Raises:
+            VolumeRefusedError: there is no such volume, it can have none, or the id is none.
+        """
+        ...
+
+    async def drop_snapshot(self, volume_id: str, snapshot_id: str) -> VolumeObserved:
+        """Remove a snapshot; one that does not exist is observed as such. ``remove`` of a volume
+        removes its snapshots too.
+
+        Raises:
+            VolumeRefusedError: there is no such volume, or the id is none.
+        """
         ...
