@@ -12,6 +12,7 @@ from dflare.cli.output import (
     OutputOption,
     ProjectOption,
     columns,
+    members,
     print_data,
     print_list,
     print_table,
@@ -40,6 +41,10 @@ def _hours_cell(value: Any) -> str:
     return f"{float(value) / 3600:.3f}"
 
 
+def _gpus_cell(milli: Any) -> str:
+    return f"{milli / 1000:g}"
+
+
 USAGE = (
     *columns("cluster_id", "node_name", "node_type", "gpus"),
     Column("FROM", "usage_from", time_cell),
@@ -51,6 +56,28 @@ LINES = (
     Column("GPU HOURS", "gpu_seconds", _hours_cell),
     Column("PRICE", "price_per_node_hour"),
     *columns("amount", "currency"),
+)
+VOLUME_LINES = (
+    *columns("volume_id"),
+    Column("GIB HOURS", "gib_seconds", _hours_cell),
+    Column("PRICE", "price_per_gib_hour"),
+    *columns("amount", "currency"),
+)
+JOB_LINES = (
+    *columns("cluster_id", "account", "member", "runs"),
+    Column("GPU HOURS", "gpu_seconds", _hours_cell),
+)
+JOBS = (
+    Column("JOB", "scheduler_id"),
+    *columns("name", "cluster_id", "account", "member", "nodes"),
+    Column("GPUS", "gpu_milli", _gpus_cell),
+    Column("FROM", "usage_from", time_cell),
+    Column("UNTIL", "usage_to", _until_cell),
+)
+VOLUMES = (
+    *columns("volume_id", "size_gib"),
+    Column("FROM", "usage_from", time_cell),
+    Column("UNTIL", "usage_to", _until_cell),
 )
 
 
@@ -64,6 +91,30 @@ def list_usage(
     with Api.of_environment(project) as api:
         items = api.items(f"/projects/{api.project()}/usage", month=month or _this_month())
         print_list(items, USAGE, output, empty="Nothing was used.")
+
+
+@usage_app.command("jobs")
+def list_job_usage(
+    month: MonthOption = None,
+    project: ProjectOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List what each run of a job had of the GPUs; it is part of what the nodes cost."""
+    with Api.of_environment(project) as api:
+        items = api.items(f"/projects/{api.project()}/usage/jobs", month=month or _this_month())
+        print_list(items, JOBS, output, empty="No job ran.")
+
+
+@usage_app.command("volumes")
+def list_volume_usage(
+    month: MonthOption = None,
+    project: ProjectOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List the intervals of volumes behind an invoice, a line a size."""
+    with Api.of_environment(project) as api:
+        items = api.items(f"/projects/{api.project()}/usage/volumes", month=month or _this_month())
+        print_list(items, VOLUMES, output, empty="No volume was had.")
 
 
 @invoice_app.command("show")
@@ -83,9 +134,16 @@ def show_invoice(
         f"{invoice['project']}, {invoice['month']}, {invoice['state']}, "
         f"as of {time_cell(invoice['as_of'])}"
     )
-    if invoice["lines"]:
-        print()
-        print_table(invoice["lines"], LINES)
+    for name, shown in (("lines", LINES), ("volumes", VOLUME_LINES)):
+        if lines := members(invoice, name):
+            print()
+            print_table(lines, shown)
+    if jobs := members(invoice, "jobs"):
+        print("\nOf these nodes, jobs had:")
+        print_table(jobs, JOB_LINES)
+    notes: list[str] = invoice.get("notes") or []
+    for line in notes:
+        print(f"\n{line}")
     print()
     totals = [f"{amount} {currency}" for currency, amount in invoice["totals"].items()]
     print(f"Total {' and '.join(totals) or '0.00'}")
