@@ -289,6 +289,20 @@ async def test_an_order_declares_what_its_nodes_and_volumes_need_and_keeps_the_k
     assert (await world.row(NodePool)).max_nodes == 18
 
 
+async def test_one_who_looks_at_a_cluster_is_told_how_its_slurm_is(world: World) -> None:
+    cluster_id = await world.placed()
+    await world.run("clusters.start_scheduler@1", cluster_id)
+    shown = (await world.calls.get(f"{CLUSTERS}/ml")).json()
+    assert shown["scheduler"] == {
+        "state": "ready",
+        "reason": "",
+        "partitions": ["gpu"],
+        "account": RED.name,
+    }
+    assert shown["volumes"] == []
+    assert (await world.calls.get(CLUSTERS)).json()["items"][0]["scheduler"] is None
+
+
 @pytest.mark.parametrize(
     ("volumes", "says"),
     [

@@ -1,5 +1,6 @@
 """`dflare cluster`: order, look at, and release clusters."""
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -53,25 +54,50 @@ def _pools_cell(pools: list[Json] | None) -> str:
     return ", ".join(f"{pool['count']} x {pool['node_type']}" for pool in pools or [])
 
 
-LIST = columns("name", "state", Column("NODES", "pools", _pools_cell), "image", AGE, "id")
+def _volumes_cell(volumes: list[Json] | None) -> str:
+    return ", ".join(
+        f"{one['volume']} at {one['mount']}{' (ro)' * one['read_only']}" for one in volumes or []
+    )
+
+
+LIST = columns("name", "state", Column("NODES", "pools", _pools_cell), "kind", "image", AGE, "id")
 SHOW = (
     *columns("id", "name", "kind", "state", "reason"),
     Column("SINCE", "since", age_cell),
     *columns("site_id", "image"),
     Column("POOLS", "pools", _pools_cell),
     *columns("ssh_keys", "user_data", "placement", "operation_id", "created_by"),
+    Column("VOLUMES", "volumes", _volumes_cell),
     Column("EXPIRES", "expires_at", time_cell),
     *columns("protected"),
     AGE,
 )
 MEMBERS = columns("name", "node_type", "pool", "slot", "allocation", "drained_by", "node_id")
 CONDITIONS = columns("type", "status", "reason", "message")
+SCHEDULER = (
+    Column("SLURM", "state"),
+    *columns("reason"),
+    Column("PARTITIONS", "partitions", ", ".join),
+    *columns("account"),
+)
+
+
+class Kind(StrEnum):
+    """What a cluster comes with."""
+
+    BARE = "bare"
+    SLURM = "slurm"
 
 
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(help="Name; unique in the project.")],
-    nodes: Annotated[int | None, typer.Option("--nodes", "-n", min=1, help="How many.")] = None,
+    kind: Annotated[
+        Kind, typer.Option("--kind", "-k", help="Servers alone, or with a Slurm of their own.")
+    ] = Kind.BARE,
+    nodes: Annotated[
+        int | None, typer.Option("--nodes", "--count", "-n", min=1, help="How many.")
+    ] = None,
     node_type: Annotated[str | None, typer.Option("--type", "-t", help="Of which type.")] = None,
     pool: Annotated[
         list[str] | None,
@@ -85,6 +111,13 @@ def create(
         list[str] | None, typer.Option(help="SSH key by name; repeat it for more.")
     ] = None,
     user_data: Annotated[str | None, typer.Option(help="User data by name.")] = None,
+    volume: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A volume and where jobs see it, as NAME:/mnt/data, or NAME:/mnt/data:ro to read "
+            "only; repeat it for more."
+        ),
+    ] = None,
     ttl: Annotated[
         str | None, typer.Option("--ttl", help="Release it after this time, such as 8h.")
     ] = None,
@@ -104,11 +137,13 @@ def create(
     """Order a cluster."""
     body = {
         "name": name,
+        **({} if kind is Kind.BARE else {"kind": kind.value}),
         "site": site,
         "image": image,
         "pools": _pools(nodes, node_type, pool or []),
         "ssh_keys": ssh_key or [],
         "user_data": user_data,
+        **({"volumes": [_volume(text) for text in volume]} if volume else {}),
         **({"ttl_s": seconds_of(ttl)} if ttl else {}),
         **({"protected": True} if protect else {}),
         **wishes_of(spread=spread, pack=pack, same=same, exclude=exclude, queue=queue),
@@ -169,6 +204,9 @@ def show(
         if output is Output.TABLE and item.get("conditions"):
             print()
             print_table(item["conditions"], CONDITIONS)
+        if output is Output.TABLE and item.get("scheduler"):
+            print()
+            _print_use(item)
 
 
 @app.command()
@@ -192,6 +230,26 @@ def delete(
         path = f"/projects/{segment(found['project_id'])}/clusters/{segment(found['id'])}"
         operation = api.order("DELETE", path, etag=found.get("etag"))
         follow_order(api, operation, output, wait=wait, done=f"Cluster {name} is released.")
+
+
+def _volume(text: str) -> Json:
+    name, _, rest = text.partition(":")
+    mount, _, mode = rest.partition(":")
+    if not (name and mount.startswith("/") and mode in {"", "ro", "rw"}):
+        raise UsageError(
+            f"{text!r} is not a volume with its place",
+            next_step="Write NAME:/mnt/data, or NAME:/mnt/data:ro to read only.",
+        )
+    return {"volume": name, "mount": mount, "read_only": mode == "ro"}
+
+
+def _print_use(cluster: Json) -> None:
+    """How a tenant uses the cluster's Slurm."""
+    scheduler = cluster["scheduler"]
+    partition, name = scheduler["partitions"][0], cluster["name"]
+    print_one(scheduler, SCHEDULER, Output.TABLE)
+    line = f"Submit a job: dflare cluster submit {name} job.sh -- --partition={partition} --nodes=1"
+    new_console().print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _pools(nodes: int | None, node_type: str | None, pools: list[str]) -> list[Json]:

@@ -13,6 +13,7 @@ from dflare.kit.etag import etag_of
 from dflare.kit.orders import IdempotencyKey, IfMatch, Name, Reference, accepted, request_key_of
 from dflare.kit.pagination import Cursor, Limit, Page, decode_cursor, next_cursor
 from dflare.services.auth.contract import Authorizer, Principal, ProjectRef
+from dflare.services.clusters.domain_scheduler import partition_of
 from dflare.services.clusters.service import ClusterService, ClusterView
 from dflare.services.clusters.service_admission import SITE_DEFAULT_IMAGE, ClusterOrder
 from dflare.services.clusters.service_keys import KeyService
@@ -95,8 +96,19 @@ class ConditionAnswer(BaseModel):
     since: datetime
 
 
+class SchedulerAnswer(BaseModel):
+    """How the cluster's Slurm is, and what to name to it: ``partitions`` are those of its pools,
+    ``account`` is whom jobs are billed to. ``state`` is empty until it was seen."""
+
+    state: str
+    reason: str
+    partitions: list[str]
+    account: str
+
+
 class ClusterAnswer(BaseModel):
-    """A cluster. ``nodes`` is filled when one cluster is asked for, not in lists."""
+    """A cluster. ``nodes`` and ``scheduler`` are filled when one cluster is asked for, not in
+    lists; a bare one has no scheduler. A volume is told by its id."""
 
     id: str
     name: str
@@ -118,6 +130,8 @@ class ClusterAnswer(BaseModel):
     expires_at: datetime | None
     protected: bool
     conditions: list[ConditionAnswer]
+    volumes: list[VolumeBody]
+    scheduler: SchedulerAnswer | None
     created_by: str
     created_at: datetime
     version: int
@@ -172,14 +186,16 @@ class UserDataAnswer(BaseModel):
     text: str | None = None
 
 
+_MADE = {"pools", "nodes", "user_data", "placement", "conditions", "volumes", "scheduler"}
+"""Parts of the answer that are no columns of the cluster."""
+
+
 def cluster_answer(view: ClusterView) -> ClusterAnswer:
     """A cluster as the API shows it."""
     cluster = view.cluster
     return ClusterAnswer(
         **{
-            name: getattr(cluster, name)
-            for name in ClusterAnswer.model_fields
-            if name not in {"pools", "nodes", "user_data", "placement", "conditions"}
+            name: getattr(cluster, name) for name in ClusterAnswer.model_fields if name not in _MADE
         },
         pools=[
             PoolAnswer(id=p.id, name=p.name, node_type=p.node_type, count=p.count)
@@ -201,6 +217,18 @@ def cluster_answer(view: ClusterView) -> ClusterAnswer:
         user_data=cluster.user_data_id,
         placement=cluster.explanation,
         conditions=[ConditionAnswer.model_validate(one) for one in cluster.conditions],
+        volumes=[
+            VolumeBody(volume=one["volume_id"], mount=one["target"], read_only=one["read_only"])
+            for one in cluster.mounts
+        ],
+        scheduler=SchedulerAnswer(
+            state=view.scheduler.state,
+            reason=view.scheduler.reason,
+            partitions=sorted({partition_of(pool.name) for pool in view.pools}),
+            account=view.scheduler.account,
+        )
+        if view.scheduler
+        else None,
     )
 
 

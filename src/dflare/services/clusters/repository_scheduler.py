@@ -96,6 +96,11 @@ async def host_of(session: AsyncSession, cluster_id: str) -> SchedulerHost | Non
     return (await session.scalars(query)).first()
 
 
+async def scheduler_of(session: AsyncSession, cluster_id: str) -> Scheduler | None:
+    """The scheduler of a cluster; a bare one has none."""
+    return await session.get(Scheduler, cluster_id)
+
+
 async def new_secret(session: AsyncSession, sealer: Sealer, cluster_id: str, key: bytes) -> str:
     """Keep the munge key of a new cluster; returns what its nodes get, sealed as
     ``ClusterDeclared`` says."""

@@ -23,7 +23,7 @@ from dflare.kit.pagination import cut
 from dflare.kit.plan import Plan
 from dflare.kit.seal import Sealer, get_secret
 from dflare.services.auth.contract import Authorizer, Principal, ProjectRef, Resource, Scope
-from dflare.services.clusters import repository, repository_life
+from dflare.services.clusters import repository, repository_life, repository_scheduler
 from dflare.services.clusters.contract import SLURM, ClusterDeclared, ClusterState
 from dflare.services.clusters.domain import (
     ORDER_DEADLINE,
@@ -43,7 +43,7 @@ from dflare.services.clusters.service_admission import (
 )
 from dflare.services.clusters.service_orders import Order, store_order
 from dflare.services.clusters.service_scheduler import store_scheduler
-from dflare.services.clusters.tables import KIT, Cluster, Drain, Member, NodePool
+from dflare.services.clusters.tables import KIT, Cluster, Drain, Member, NodePool, Scheduler
 from dflare.services.orchestrator.contract import Orchestrator, Reservation, Wishes
 
 SCHEMA = "clusters"
@@ -60,12 +60,14 @@ class Quote:
 
 @dataclass(frozen=True)
 class ClusterView:
-    """A cluster with its pools and nodes, and those of its nodes that are drained, by their ids."""
+    """A cluster with its pools and nodes, and those of its nodes that are drained, by their ids;
+    of one of kind ``slurm`` its scheduler."""
 
     cluster: Cluster
     pools: list[NodePool]
     members: list[Member]
     drains: Mapping[str, Drain] = field(default_factory=dict[str, Drain])
+    scheduler: Scheduler | None = None
 
 
 @dataclass(frozen=True)
@@ -370,8 +372,10 @@ class ClusterService:
             pools = await repository.pools_of(session, [cluster.id])
             members = await repository.members_of(session, cluster.id)
             drains = (await repository_life.drains_of(session, [cluster.id])).get(cluster.id, [])
+            scheduler = await repository_scheduler.scheduler_of(session, cluster.id)
         await self.authorizer.check(principal, "cluster:read", _resource(cluster))
-        return ClusterView(cluster, pools, members, {one.node_id: one for one in drains})
+        drained = {one.node_id: one for one in drains}
+        return ClusterView(cluster, pools, members, drained, scheduler)
 
     async def list(
         self,
