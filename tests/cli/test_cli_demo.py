@@ -16,6 +16,7 @@ from dflare.cli.demo_proofs import (
     Reach,
     bill,
     isolation_problems,
+    job_problems,
     last_boot,
     reach,
     traces,
@@ -103,7 +104,7 @@ def billed(amount: str, seconds: float) -> Any:
     """The bill of two nodes that the ledger has for ``seconds`` each."""
     until = AT + timedelta(seconds=seconds)
     usage = {"usage_from": AT.isoformat(), "usage_to": until.isoformat()}
-    invoice = {"month": "2026-11", "as_of": until.isoformat(), "totals": {"EUR": amount}}
+    invoice = {"month": "2026-11", "as_of": until.isoformat(), "lines": [{"amount": amount}]}
     return bill(
         [invoice],
         {"2026-11": [usage, usage]},
@@ -121,6 +122,30 @@ def test_a_bill_must_be_what_ledger_and_price_give_and_what_the_log_allows() -> 
     assert "ledger and price give 2.00" in billed("2.01", 10).problems()[0]
     assert "the log allows 1.80 to 2.40" in billed("3.00", 15).problems()[0]
     assert "nothing was billed" in billed("0.00", 0).problems()[-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "lines", "words"),
+    [
+        ({}, ["gpu-0 has GPUs 0,1", "gpu-1 has GPUs 0,1"], []),
+        (
+            {"exit_code": 1, "reason": "NonZeroExitCode"},
+            ["gpu-0 has GPUs 0,1"] * 2,
+            ["exit code 1"],
+        ),
+        ({}, ["gpu-0 has GPUs 0,1"], ["1 servers printed, with 2 GPUs"]),
+        ({}, ["gpu-0 has GPUs 0,0", "gpu-1 has GPUs 0,1"], ["2 servers printed, with 3 GPUs"]),
+        ({}, ["srun: error"], ["it printed: srun: error"]),
+        ({"gpus": 2}, ["gpu-0 has GPUs 0,1", "gpu-1 has GPUs 0,1"], ["accounting says 2 servers"]),
+    ],
+)
+def test_a_job_must_have_printed_from_every_server_with_every_gpu(
+    change: dict[str, Any], lines: list[str], words: list[str]
+) -> None:
+    job = {"state": "ended", "exit_code": 0, "reason": "", "nodes": 2, "gpus": 4, **change}
+    problems = job_problems(job, lines, nodes=2, gpus=2)
+    assert bool(problems) == bool(words)
+    assert all(any(word in problem for problem in problems) for word in words)
 
 
 def test_everything_that_a_release_leaves_behind_is_named() -> None:

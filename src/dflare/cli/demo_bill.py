@@ -12,7 +12,7 @@ from dflare.cli.output import parse_time
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from dflare.cli.demo_story import Order
+    from dflare.cli.demo_order import Order
 
 LEDGER_WITHIN_S = 60.0
 LEDGER_POLL_S = 0.2

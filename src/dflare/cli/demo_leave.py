@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from dflare.cli.client import Api, segment
 from dflare.cli.demo_world import Tenant
 from dflare.cli.errors import ApiProblem, CliError, Json
-from dflare.cli.watch import versions
+from dflare.cli.watch import finish, versions
 
 if TYPE_CHECKING:
     from dflare.cli.demo_story import Story
@@ -48,6 +48,18 @@ def tidy(story: "Story") -> None:
             stage.say(f"{name} is removed; its usage stays in the ledger.", "dim")
 
 
+def remove_volumes(tenant: Tenant) -> None:
+    """Release every volume of a tenant, and wait until nothing of its content is left.
+
+    Raises:
+        CliError: one is left.
+    """
+    for volume in tenant.api.items(tenant.path("volumes")):
+        if volume["state"] != "deleted":
+            path = tenant.path("volumes", volume["name"])
+            finish(settled(tenant.api, tenant.api.order("DELETE", path)))
+
+
 def leave_early(story: "Story") -> None:
     """Give back what the run has, after an error or Ctrl-C. Ctrl-C again leaves it, and says how
     to release it by hand."""
@@ -60,6 +72,7 @@ def leave_early(story: "Story") -> None:
             story.world.simulator.clear(story.fault)
         for tenant in story.world.tenants:
             _release_all(tenant)
+            remove_volumes(tenant)
         tidy(story)
     except (CliError, KeyboardInterrupt) as error:
         stage.say(f"It was not released: {error or 'interrupted'}.", "red")
@@ -69,11 +82,13 @@ def leave_early(story: "Story") -> None:
 def say_how_to_leave(story: "Story") -> None:
     """The commands that release what is left."""
     stage = story.stage
-    stage.say("\nThese are left; as the operator (`dflare login --local`), release them by:")
+    stage.say("These are left; as the operator (`dflare login --local`), release them by:")
     for tenant in story.world.tenants:
         for cluster in _clusters(tenant):
             project = f"{tenant.name}/demo"
             stage.say(f"  dflare cluster delete {cluster['name']} --project {project} --yes --wait")
+        for volume in tenant.api.items(tenant.path("volumes")):
+            stage.say(f"  dflare volume delete {volume['name']} --project {tenant.name}/demo --yes")
         stage.say(f"  dflare user delete ada@{tenant.name} --yes")
         stage.say(f"  dflare project delete {tenant.name}/demo --yes")
         stage.say(f"  dflare organization delete {tenant.name} --yes")

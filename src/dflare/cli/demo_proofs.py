@@ -4,6 +4,7 @@ Each function takes documents and returns what is wrong as sentences; an empty l
 share nothing with the product that they judge.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -136,8 +137,9 @@ def bill(
             month += _seconds(max(parse_time(one["usage_from"]), first), min(until, last))
         seconds += month
         exact += _money(month, price_per_node_hour)
+    # What a volume costs stands in lines of its own.
     invoiced = sum(
-        (Decimal(amount) for one in invoices for amount in one["totals"].values()), Decimal(0)
+        (Decimal(line["amount"]) for one in invoices for line in one["lines"]), Decimal(0)
     )
     least = max(Decimal(0), _seconds(handed_over.latest, asked.earliest)) * nodes
     most = _seconds(handed_over.earliest, asked.latest) * nodes
@@ -148,6 +150,29 @@ def bill(
         most=_money(most, price_per_node_hour),
         node_seconds=seconds,
     )
+
+
+_GPUS = re.compile(r"(\S+) has GPUs ([0-9]+(?:,[0-9]+)*)")
+
+
+def job_problems(job: Json, lines: Sequence[str], nodes: int, gpus: int) -> list[str]:
+    """What is wrong with a job that had to print a line a server, with the GPUs that it saw there.
+    ``gpus`` are those of one server."""
+    found: list[str] = []
+    if job["state"] != "ended" or job["exit_code"] != 0:
+        found.append(f"it is {job['state']} with exit code {job['exit_code']}: {job['reason']}")
+    seen: dict[str, int] = {}
+    for line in lines:
+        match = _GPUS.fullmatch(line.strip())
+        if match is None:
+            found.append(f"it printed: {line[:80]}")
+        else:
+            seen[match[1]] = len(set(match[2].split(",")))
+    if len(seen) != nodes or any(count != gpus for count in seen.values()):
+        found.append(f"{len(seen)} servers printed, with {sum(seen.values())} GPUs")
+    if (job["nodes"], job["gpus"]) != (nodes, nodes * gpus):
+        found.append(f"accounting says {job['nodes']} servers and {job['gpus']} GPUs")
+    return found
 
 
 def traces(

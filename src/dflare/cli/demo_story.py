@@ -1,7 +1,6 @@
 """The acts of the demonstration, in the order in which they are played."""
 
 import secrets
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -9,9 +8,18 @@ from typing import TYPE_CHECKING
 from dflare.cli import demo_job, demo_leave, demo_proofs
 from dflare.cli.client import segment
 from dflare.cli.demo_map import site_map
+from dflare.cli.demo_order import (
+    Order,
+    first_members,
+    members,
+    place,
+    place_first,
+    quote,
+    release,
+)
 from dflare.cli.demo_stage import Stage
-from dflare.cli.demo_world import Tenant, World
-from dflare.cli.errors import ApiProblem, CliError, Json, UsageError
+from dflare.cli.demo_world import World
+from dflare.cli.errors import CliError, Json, UsageError
 from dflare.cli.output import parse_time
 from dflare.cli.watch import finish
 
@@ -20,46 +28,11 @@ if TYPE_CHECKING:
 
 WANTED, NEIGHBOURS, SPARES = 16, 2, 1
 """Servers of the tenant, of its neighbour, and those that must be free beside them."""
-CLUSTER = "train"
 FAULT = "image_corrupt"
 READ_S, GLANCE_S = 3.0, 1.5
-READS, POLL_S = 100, 0.1
-"""How often, and every how many seconds, what events bring is asked for."""
 TENANCY_S = 12.0
 """How long the tenant keeps its servers at least: the log leaves open when within a second or two
 they were handed over, which is most of a bill that is shorter."""
-
-
-@dataclass
-class Order:
-    """What was ordered, and what became of it. ``told`` is a marker in the simulator's log: the
-    tenant knew by then that it has its servers; ``asked`` lies around the end of its usage."""
-
-    tenant: Tenant
-    node_type: Json
-    kind: str
-    count: int
-    operation: Json = field(default_factory=dict[str, "object"])
-    first_nodes: frozenset[str] = frozenset()
-    nodes: frozenset[str] = frozenset()
-    told: datetime | None = None
-    asked: demo_proofs.Bracket | None = None
-
-    @property
-    def command(self) -> str:
-        """The order as people type it."""
-        pool = f"gpu={self.node_type['name']}:{self.count}"
-        kind = f" --kind {self.kind}" if self.kind != "bare" else ""
-        return f"dflare cluster create {CLUSTER}{kind} --pool {pool} --ssh-key laptop --wait"
-
-    @property
-    def body(self) -> Json:
-        """The order as the API takes it."""
-        pool = {"name": "gpu", "node_type": self.node_type["name"], "count": self.count}
-        body: Json = {"name": CLUSTER, "pools": [pool], "ssh_keys": ["laptop"]}
-        body["site"] = self.node_type["site_id"]
-        body["kind"] = self.kind
-        return body
 
 
 class Story:
@@ -103,6 +76,8 @@ class Story:
             demo_leave.tidy(self)
         else:
             self._bill(order)
+            self.stage.say("")
+            demo_leave.repair(self)
             demo_leave.say_how_to_leave(self)
 
     # --- the site ------------------------------------------------------------------------------
@@ -206,16 +181,18 @@ class Story:
     def _order(self, order: Order, neighbour: Order) -> None:
         gpus = order.count * order.node_type["gpus"]
         self.stage.act(f"The order: {order.count} servers, {gpus} GPUs")
-        self._place_first(neighbour)
-        quote = self._quote(order)
+        place_first(self.stage, neighbour)
+        found = quote(self.stage, order)
+        if order.kind == "slurm":
+            demo_job.make_volume(self, order)
         self.stage.say(f"$ {order.command}", "bold")
         self.stage.say(
-            f"{quote['placement']}\n{quote['price_per_hour']} {quote['currency']} an hour\n"
+            f"{found['placement']}\n{found['price_per_hour']} {found['currency']} an hour\n"
         )
-        victim = str(sorted(quote["nodes"])[min(2, order.count - 1)])
+        victim = str(sorted(found["nodes"])[min(2, order.count - 1)])
         self.fault = self.world.simulator.fault(FAULT, victim)
         place(order)
-        order.first_nodes = self._first_members(order)
+        order.first_nodes = first_members(self.stage, order)
         if victim not in order.first_nodes:
             # Somebody was faster between the question and the order: break one that it did get.
             self.world.simulator.clear(self.fault)
@@ -231,48 +208,8 @@ class Story:
         finish(demo_leave.settled(neighbour.tenant.api, neighbour.operation))
         self.world.simulator.clear(self.fault)
         self.fault = None
-        order.nodes, neighbour.nodes = self._members(order), self._members(neighbour)
+        order.nodes, neighbour.nodes = members(order), members(neighbour)
         self.stage.pause(READ_S)
-
-    def _place_first(self, order: Order) -> None:
-        """Place an order of a tenant that is new: its quota travels as an event too."""
-        for _ in range(READS):
-            try:
-                place(order)
-            except ApiProblem as problem:
-                if not str(problem.document.get("type")).endswith("/quota"):
-                    raise
-                self.stage.wait(POLL_S)
-            else:
-                return
-        place(order)
-
-    def _quote(self, order: Order) -> Json:
-        path = order.tenant.path("clusters")
-        try:
-            return order.tenant.api.order("POST", path, order.body, dry_run=True)
-        except ApiProblem as problem:
-            if order.kind != "slurm":
-                raise
-            self.stage.say(f"No Slurm here, so bare servers: {problem.detail}", "yellow")
-        order.kind = "bare"
-        return order.tenant.api.order("POST", path, order.body, dry_run=True)
-
-    def _first_members(self, order: Order) -> frozenset[str]:
-        """The servers that an order began with; what a cluster has is told by events, so that it
-        may be a moment late."""
-        for _ in range(READS):
-            if len(found := self._members(order)) == order.count:
-                return found
-            self.stage.wait(POLL_S)
-        raise CliError(
-            f"cluster {CLUSTER} does not say which servers it has",
-            next_step="See `dflare logs worker`.",
-        )
-
-    def _members(self, order: Order) -> frozenset[str]:
-        cluster = order.tenant.api.get(order.tenant.path("clusters", CLUSTER))
-        return frozenset(str(node["name"]) for node in cluster["nodes"])
 
     # --- what came of it -----------------------------------------------------------------------
 
@@ -358,6 +295,7 @@ class Story:
         order.asked = demo_proofs.Bracket(parse_time(before), parse_time(after))
         finish(self.stage.follow(order.tenant.api, operation))
         finish(demo_leave.settled(neighbour.tenant.api, gone))
+        demo_leave.remove_volumes(order.tenant)
         self.stage.pause(GLANCE_S)
 
     def _bill(self, order: Order) -> None:
@@ -395,16 +333,6 @@ class Story:
         )
         self.stage.show(self._map({"id": order.node_type["site_id"]}))
         self.stage.pause(GLANCE_S)
-
-
-def place(order: Order) -> None:
-    """Order a cluster."""
-    order.operation = order.tenant.api.order("POST", order.tenant.path("clusters"), order.body)
-
-
-def release(order: Order) -> Json:
-    """Order the release of a cluster; returns the operation."""
-    return order.tenant.api.order("DELETE", order.tenant.path("clusters", CLUSTER))
 
 
 def _sentence(node: Json) -> str:
