@@ -89,6 +89,32 @@ def test_a_cluster_that_does_not_exist_is_ordered(stub: Any, cli: Any, file: Pat
     }
 
 
+def test_wishes_go_with_the_order_and_say_nothing_of_a_cluster_that_exists(
+    stub: Any, cli: Any, file: Path
+) -> None:
+    wishes = "placement: {shape: spread, exclude: [node-1]}\nwait_for_capacity: true\n"
+    file.write_text(SPEC + wishes)
+    stub.answer("POST", CLUSTERS, operation("pending"))
+    assert cli("apply", "-f", str(file)).exit_code == 0
+    ((_, _, body),) = orders(stub)
+    assert body["placement"] == {"shape": "spread", "exclude": ["node-1"]}
+    assert body["wait_for_capacity"] is True
+    stub.answer("GET", f"{CLUSTERS}/train", live())
+    assert cli("apply", "-f", str(file)).stdout == "cluster/train unchanged\n"
+
+
+def test_volumes_are_compared_by_name_whatever_the_api_calls_them(
+    stub: Any, cli: Any, file: Path
+) -> None:
+    stub.answer("GET", f"{BASE}/volumes", page({"id": "vol_1", "name": "data"}))
+    mount = {"volume": "vol_1", "mount": "/mnt/data", "read_only": False}
+    stub.answer("GET", f"{CLUSTERS}/train", live(volumes=[mount]))
+    file.write_text(SPEC + "volumes: [{volume: data, mount: /mnt/data}]\n")
+    assert cli("apply", "-f", str(file)).stdout == "cluster/train unchanged\n"
+    file.write_text(SPEC + "volumes: [{volume: data, mount: /mnt/data, read_only: true}]\n")
+    assert "volumes: " in cli("apply", "-f", str(file)).stderr
+
+
 def test_applying_again_changes_nothing(stub: Any, cli: Any, file: Path) -> None:
     stub.answer("GET", f"{CLUSTERS}/train", live())
     result = cli("apply", "-f", str(file), "--wait")
@@ -158,7 +184,7 @@ def test_a_dry_run_of_an_order_says_what_it_would_get_and_cost(
     stub.answer("POST", CLUSTERS, quote)
     result = cli("apply", "-f", str(file), "--dry-run")
     assert "+name: train" in result.stdout
-    assert "# 2 nodes, 40.00 EUR an hour; in one rack" in result.stdout
+    assert "# 2 nodes now, 40.00 EUR an hour; in one rack" in result.stdout
     assert orders(stub) == []
 
 

@@ -202,8 +202,8 @@ def _show(api: Api, steps: list[_Step], output: Output) -> None:
         if step.plan.body is not None:
             quote = api.order("POST", step.clusters, step.plan.body, dry_run=True)
             console.print(
-                f"# {len(quote['nodes'])} nodes, {quote['price_per_hour']} {quote['currency']} an "
-                f"hour; {quote['placement']}",
+                f"# {len(quote['nodes']) or 'no'} nodes now, {quote['price_per_hour']} "
+                f"{quote['currency']} an hour; {quote['placement']}",
                 style="dim",
                 markup=False,
                 highlight=False,

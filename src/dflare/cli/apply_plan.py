@@ -67,6 +67,8 @@ def order_body(spec: ClusterSpec, ttl_s: int | None) -> Json:
         "ssh_keys": spec.ssh_keys,
         "user_data": spec.user_data,
         "volumes": [one.model_dump() for one in spec.volumes] if spec.volumes else None,
+        "placement": spec.placement.model_dump(exclude_none=True) if spec.placement else None,
+        "wait_for_capacity": spec.wait_for_capacity,
         "ttl_s": ttl_s,
         "protected": spec.protected,
     }
@@ -92,6 +94,9 @@ def plan_cluster(
         wanted.pop("image", None)
     if "volumes" not in before:
         wanted.pop("volumes", None)
+    for key in ("placement", "wait_for_capacity"):
+        # They say how an order is placed; a cluster that exists was placed.
+        wanted.pop(key, None)
     if spec.ttl is not None and live.get("expires_at"):
         # Counted from when it was first applied; each later apply would move the end otherwise.
         wanted.pop("ttl")

@@ -60,6 +60,16 @@ class VolumeSpec(SpecModel):
     read_only: bool = Field(default=False, description="Whether nodes may only read it.")
 
 
+class PlacementSpec(SpecModel):
+    """Where the nodes shall lie when they are ordered."""
+
+    shape: Literal["pack", "spread"] = Field(default="pack", description="pack or spread.")
+    same: Literal["nvlink-domain", "leaf", "rail-block", "block"] | None = Field(
+        default=None, description="A group that must hold all of them."
+    )
+    exclude: list[Reference] | None = Field(default=None, description="Nodes that it must not get.")
+
+
 class ClusterSpec(SpecModel):
     """A cluster as somebody wants it. A key that is left out says nothing: where the cluster exists
     what it stands for is left alone."""
@@ -78,6 +88,12 @@ class ClusterSpec(SpecModel):
     ssh_keys: list[Reference] | None = Field(default=None, description="SSH keys by name.")
     user_data: Reference | None = Field(default=None, description="User data by name.")
     volumes: list[VolumeSpec] | None = Field(default=None, description="Volumes to mount.")
+    placement: PlacementSpec | None = Field(
+        default=None, description="Wishes for where its nodes lie; heeded when it is ordered."
+    )
+    wait_for_capacity: bool | None = Field(
+        default=None, description="Whether the order waits in turn where too few nodes are free."
+    )
     ttl: str | None = Field(
         default=None,
         pattern=_DURATION,
@@ -211,7 +227,11 @@ def _words(path: KeyPath, details: ErrorDetails) -> tuple[str, str | None]:
 
 def _fields_at(path: KeyPath) -> dict[str, str]:
     """Keys, with descriptions, of the part at ``path``."""
-    models: dict[str, type[SpecModel]] = {"pools": PoolSpec, "volumes": VolumeSpec}
+    models: dict[str, type[SpecModel]] = {
+        "pools": PoolSpec,
+        "volumes": VolumeSpec,
+        "placement": PlacementSpec,
+    }
     model = models.get(str(path[0]), ClusterSpec) if path else ClusterSpec
     return {name: field.description or "" for name, field in model.model_fields.items()}
 
