@@ -21,7 +21,7 @@ from dflare.cli.demo_proofs import (
     reach,
     traces,
 )
-from dflare.cli.demo_stage import Cast, Stage, shortened
+from dflare.cli.demo_stage import Cast, Stage, plain, shortened
 
 OWN, NEXT = frozenset({"a", "b"}), frozenset({"c"})
 AT = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -233,3 +233,5 @@ def test_messages_of_steps_fit_in_a_line() -> None:
     short = shortened(document)
     assert (len(short["steps"][0]["message"]), short["reason"]) == (44, "")
     assert shortened({**document, "state": "failed"})["reason"] == "y" * 200
+    long = f"replaced: baremetal.provision@1 failed for 1 of 16: it is {'a1' * 32}, not {'b2' * 32}"
+    assert plain(long) == "replaced 1 of 16: it is a1a1a1a1…, not b2b2b2b2…"

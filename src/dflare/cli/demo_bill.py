@@ -5,6 +5,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from dflare.cli.demo_proofs import Bill, Bracket, bill
+from dflare.cli.demo_stage import INDENT
 from dflare.cli.demo_world import Simulator, Tenant
 from dflare.cli.errors import CliError, Json
 from dflare.cli.output import parse_time
@@ -40,9 +41,10 @@ def bill_of(simulator: Simulator, order: "Order", handed_over: Bracket) -> Bill:
 
 def bill_table(found: Bill, price: Decimal, currency: str, nodes: int) -> "RenderableType":
     """What is to be paid, and by whose word."""
+    from rich.padding import Padding
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=True, show_header=False)
+    table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="dim")
     table.add_column(justify="right")
     table.add_column()
@@ -58,7 +60,7 @@ def bill_table(found: Bill, price: Decimal, currency: str, nodes: int) -> "Rende
         f"{found.least} to {found.most} {currency}",
         "boot or hand-over to request of release",
     )
-    return table
+    return Padding(table, (0, 0, 0, INDENT))
 
 
 def _ledger(tenant: Tenant, month: str, nodes: int, *, ended: bool) -> list[Json]:

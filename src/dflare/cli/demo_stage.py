@@ -24,6 +24,8 @@ WIDTH, HEIGHT = 100, 40
 MESSAGE_AT_MOST = 44
 REFRESH_PER_S = 8
 INDENT = 2
+_FAILED_STEP = re.compile(r"^replaced: \S+ failed for ([0-9]+ of [0-9]+): ")
+_DIGEST = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{56}\b")
 _FONT_FACE = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
 
 
@@ -229,7 +231,14 @@ def shortened(document: Json) -> Json:
     return {**document, "steps": steps, "reason": reason}
 
 
-def _cut(text: str) -> str:
+def plain(text: str) -> str:
+    """A reason as people say it: without the step's name, and of a digest its beginning."""
+    text = _FAILED_STEP.sub(r"replaced \1: ", text)
+    return _DIGEST.sub(r"\1…", text)
+
+
+def _cut(message: str) -> str:
+    text = plain(message)
     return text if len(text) <= MESSAGE_AT_MOST else f"{text[: MESSAGE_AT_MOST - 1]}…"
 
 

@@ -17,7 +17,7 @@ from dflare.cli.demo_order import (
     quote,
     release,
 )
-from dflare.cli.demo_stage import Stage
+from dflare.cli.demo_stage import INDENT, Stage, plain
 from dflare.cli.demo_world import World
 from dflare.cli.errors import CliError, Json, UsageError
 from dflare.cli.output import parse_time
@@ -236,6 +236,7 @@ class Story:
         self.stage.pause(READ_S)
 
     def _isolation(self, order: Order, neighbour: Order) -> None:
+        from rich.padding import Padding
         from rich.table import Table
 
         self.stage.act("Isolation, by ground truth")
@@ -245,7 +246,7 @@ class Story:
             "\n"
         )
         truth = self.world.simulator.reachability()
-        table = Table(box=None, pad_edge=True, header_style="bold")
+        table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("pairs that reach each other")
         for title in ("among its own", f"to {neighbour.tenant.name}", "to all others"):
             table.add_column(title, justify="right")
@@ -256,7 +257,7 @@ class Story:
             wrong += demo_proofs.isolation_problems(found, expected=wired)
             inside = f"{found.inside} of {found.inside_of}" if wired else "no cable"
             table.add_row(name, inside, str(found.neighbour), str(found.others))
-        self.stage.show(table)
+        self.stage.show(Padding(table, (0, 0, 0, INDENT)))
         self.stage.proof(f"{order.tenant.name} reaches all of its servers and nobody else's", wrong)
         self.stage.pause(READ_S)
 
@@ -336,5 +337,5 @@ class Story:
 
 
 def _sentence(node: Json) -> str:
-    reason = str(node["reason"] or "").partition(": ")[2] or str(node["reason"] or "no reason")
-    return f"{reason[:77]}…" if len(reason) > 78 else reason
+    reason = str(node["reason"] or "no reason is given")
+    return plain(reason.partition(": ")[2] or reason)
