@@ -1,140 +1,238 @@
-"""A scheduler host on the wire, for tests that need its answers and not a real Slurm: the API of
-``docs/how-to/scheduler-host.md`` over TLS, with what a test says it is to answer."""
+"""A simulator whose scheduler host runs real Slurm, and its API as a client sees it."""
 
+import asyncio
 import base64
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+import os
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aiohttp import web
+import httpx
 
-from dflare.drivers.scheduler.port import HostAccess
-from dflare.sim.certificates import Authority
-from simulator import free_ports
+from agent_platform import AgentPlatform
+from dflare.sim.slurm.programs import PackagesMissingError, Programs
+from simulator import SimHandle, data_center, free_ports
 
-USERNAME, PASSWORD = "operator", "of-the-host"
-HEADER = f"Basic {base64.b64encode(f'{USERNAME}:{PASSWORD}'.encode()).decode()}"
-
-
-@dataclass
-class WireHost:
-    """``absent`` maps slots whose slurmd never registers to what the host knows of them; ``broken``
-    is why nothing can be run; ``lingers`` counts how often an ended cluster is still seen."""
-
-    access: HostAccess
-    ca_file: Path
-    state: str = "ready"
-    broken: str = ""
-    failed: str = ""
-    absent: dict[str, str] = field(default_factory=dict[str, str])
-    lingers: int = 0
-    clusters: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
-    ending: dict[str, int] = field(default_factory=dict[str, int])
-    drained: dict[str, str] = field(default_factory=dict[str, str])
-    told: list[str] = field(default_factory=list[str])
-    ran: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    answers: list[tuple[int, str, str]] = field(default_factory=list[tuple[int, str, str]])
-
-    def document(self, cluster_id: str) -> dict[str, Any]:
-        """What GET answers."""
-        names = [slot["name"] for slot in self.clusters[cluster_id]["slots"]]
-        state = "failed" if self.failed else "stopping" if cluster_id in self.ending else "ready"
-        return {
-            "state": state,
-            "reason": self.failed,
-            "services": {"slurmctld": {"state": "running", "restarts": 0, "ended": ""}},
-            "nodes": {name: self._node(name) for name in names},
-        }
-
-    def _node(self, name: str) -> dict[str, Any]:
-        state = "UNKNOWN" if name in self.absent else "IDLE"
-        return {
-            "state": state + "+DRAIN" * (name in self.drained),
-            "reason": self.drained.get(name, ""),
-            "registered": name not in self.absent,
-            "fault": self.absent.get(name, ""),
-        }
-
-    async def answer_status(self, _: web.Request) -> web.Response:
-        answer = {"state": self.state, "version": "22.05.8", "reason": self.broken}
-        return web.json_response({"slurm": answer})
-
-    async def answer_put(self, request: web.Request) -> web.Response:
-        if self.broken:
-            return _problem(503, self.broken)
-        cluster_id = request.match_info["id"]
-        self.clusters[cluster_id] = await request.json()
-        self.ending.pop(cluster_id, None)
-        return web.json_response(self.document(cluster_id))
-
-    async def answer_get(self, request: web.Request) -> web.Response:
-        cluster_id = request.match_info["id"]
-        if cluster_id in self.ending:
-            self.ending[cluster_id] -= 1
-            if self.ending[cluster_id] < 0:
-                del self.ending[cluster_id], self.clusters[cluster_id]
-        if cluster_id not in self.clusters:
-            return _problem(404, "no such cluster")
-        return web.json_response(self.document(cluster_id))
-
-    async def answer_delete(self, request: web.Request) -> web.Response:
-        cluster_id = request.match_info["id"]
-        if cluster_id not in self.clusters:
-            return _problem(404, "no such cluster")
-        self.ending.setdefault(cluster_id, self.lingers)
-        return web.json_response({}, status=202)
-
-    async def answer_run(self, request: web.Request) -> web.Response:
-        if request.match_info["id"] not in self.clusters:
-            return _problem(404, "no such cluster")
-        if self.failed:
-            return _problem(409, self.failed)
-        body = await request.json()
-        self.ran.append({**body, "stdin": base64.b64decode(body["stdin"])})
-        code, stdout, stderr = self.answers.pop(0) if self.answers else (0, "", "")
-        if code == 504:
-            return _problem(504, "it did not end")
-        return web.json_response({"code": code, "stdout": stdout, "stderr": stderr})
+KEPT = Path(__file__).parents[1] / ".lab" / "slurm-packages"
+ACCOUNT = {"username": "dflare", "password": "scheduler-of-tests"}
+PATIENCE_S = 90.0
+SYSTEM = "/redfish/v1/Systems/System.Embedded.1"
+CD = "/redfish/v1/Managers/iDRAC.Embedded.1/VirtualMedia/CD"
 
 
-@asynccontextmanager
-async def wire_host(folder: Path) -> AsyncGenerator[WireHost]:
-    """A host that listens; ``folder`` gets its authority's certificate."""
-    authority = Authority(folder / "host-ca.pem")
-    (port,) = free_ports(1)
-    access = HostAccess("ctl-1", f"https://127.0.0.1:{port}", USERNAME, PASSWORD)
-    host = WireHost(access, folder / "host-ca.pem")
-    runner = web.AppRunner(_application(host))
-    await runner.setup()
+def slurm_packages() -> Path | None:
+    """The root of unpacked packages, which ``DFLARE_SLURM_PACKAGES`` names or ``make test-lab``
+    left; None without."""
+    named = os.environ.get("DFLARE_SLURM_PACKAGES", "off")
+    root = (KEPT if named == "off" else Path(named)) / "root"
     try:
-        context = authority.server_context(["127.0.0.1"])
-        await web.TCPSite(runner, "127.0.0.1", port, ssl_context=context).start()
-        yield host
-    finally:
-        await runner.cleanup()
+        Programs.find(root)
+    except PackagesMissingError:
+        return None
+    return root
 
 
-def _problem(status: int, detail: str) -> web.Response:
-    return web.json_response(
-        {"title": "refused", "status": status, "detail": detail}, status=status
+def data_center_with_scheduler(nodes: int, network: str) -> dict[str, Any]:
+    """A simulator's file with a scheduler host."""
+    (port,) = free_ports(1)
+    return data_center(
+        nodes,
+        network=network,
+        scheduler_port=port,
+        scheduler_credentials=ACCOUNT,
+        scheduler={"name": "head-0", "address": f"{network}.252.1"},
     )
 
 
-def _application(host: WireHost) -> web.Application:
-    @web.middleware
-    async def authenticate(request: web.Request, handler: Any) -> web.StreamResponse:
-        if request.headers.get("Authorization") != HEADER:
-            return _problem(401, "who are you?")
-        host.told.append(f"{request.method} {request.path}")
-        return await handler(request)
+def slots(count: int, pool: str = "gpu", **more: Any) -> list[dict[str, Any]]:
+    """Slots of one pool, on leaves of four."""
+    return [
+        {
+            "name": f"{pool}-{number}",
+            "partition": pool,
+            "cpus": 64,
+            "memory_mib": 1_000_000,
+            "gpus": 8,
+            "gpu_type": "h100",
+            "switch": f"leaf-{number // 4}",
+        }
+        | more
+        for number in range(count)
+    ]
 
-    application = web.Application(middlewares=[authenticate])
-    cluster = "/v1/clusters/{id}"
-    application.router.add_get("/v1/status", host.answer_status)
-    application.router.add_put(cluster, host.answer_put)
-    application.router.add_get(cluster, host.answer_get)
-    application.router.add_delete(cluster, host.answer_delete)
-    application.router.add_post(f"{cluster}/run", host.answer_run)
-    return application
+
+def wish(name: str, key: bytes, count: int = 2, **more: Any) -> dict[str, Any]:
+    """The body of a PUT."""
+    return {
+        "name": name,
+        "munge_key": base64.b64encode(key).decode(),
+        "slots": slots(count),
+        "mounts": [],
+        "account": "my-project",
+    } | more
+
+
+def vendor_data(cluster_id: str, slot: str, key: bytes) -> str:
+    """What cloud-init finds on the disk of a node."""
+    controller = f"{cluster_id.replace('_', '-')}.scheduler.internal:6817"
+    return (
+        "#cloud-config\n"
+        "write_files:\n"
+        "- path: /etc/munge/munge.key\n"
+        "  encoding: b64\n"
+        "  permissions: '0400'\n"
+        f"  content: {base64.b64encode(key).decode()}\n"
+        "- path: /etc/default/slurmd\n"
+        f'  content: SLURMD_OPTIONS="-N {slot} --conf-server {controller}"\n'
+        "runcmd:\n"
+        "- [systemctl, enable, --now, munge, slurmd]\n"
+    )
+
+
+@dataclass
+class SchedulerHost:
+    """A client of the API."""
+
+    sim: SimHandle
+    http: httpx.AsyncClient
+
+    @classmethod
+    def of(cls, sim: SimHandle, **options: Any) -> "SchedulerHost":
+        """A client that is logged in."""
+        scheduler = sim.config.scheduler
+        assert scheduler is not None
+        context = ssl.create_default_context(cafile=str(sim.ca_file))
+        return cls(
+            sim,
+            httpx.AsyncClient(
+                base_url=f"https://{scheduler.address}:{sim.config.scheduler_port}",
+                verify=context,
+                timeout=60,
+                **({"auth": (ACCOUNT["username"], ACCOUNT["password"])} | options),
+            ),
+        )
+
+    async def until_able(self) -> dict[str, Any]:
+        """Waits until clusters can be run, or cannot for good; returns what it says."""
+
+        async def told() -> bool:
+            return (await self._status())["state"] != "preparing"
+
+        await until(told)
+        return await self._status()
+
+    async def put(self, cluster_id: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Asks for a cluster."""
+        answer = await self.http.put(f"/v1/clusters/{cluster_id}", json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def get(self, cluster_id: str) -> dict[str, Any] | None:
+        """The cluster; None when nothing is left of it."""
+        answer = await self.http.get(f"/v1/clusters/{cluster_id}")
+        return None if answer.status_code == 404 else answer.raise_for_status().json()
+
+    async def until_ready(self, cluster_id: str) -> None:
+        """Waits for the controllers."""
+
+        async def ready() -> bool:
+            found = await self.get(cluster_id)
+            assert found is not None
+            assert found["state"] != "failed", found["reason"]
+            return found["state"] == "ready"
+
+        await until(ready)
+
+    async def until_node(self, cluster_id: str, slot: str, **wanted: Any) -> dict[str, Any]:
+        """Waits until the node has these values; a state is met by its first word."""
+        found: dict[str, Any] = {}
+
+        async def as_wanted() -> bool:
+            nonlocal found
+            cluster = await self.get(cluster_id)
+            found = (cluster or {}).get("nodes", {}).get(slot, {})
+            return bool(found) and all(
+                str(found[key]).startswith(str(value)) for key, value in wanted.items()
+            )
+
+        await until(as_wanted, lambda: str(found))
+        return found
+
+    async def run(
+        self, cluster_id: str, argv: Sequence[str], stdin: str = "", **more: Any
+    ) -> dict[str, Any]:
+        """Runs a client program; returns its exit code and what it wrote."""
+        body = {"argv": list(argv), "stdin": base64.b64encode(stdin.encode()).decode(), **more}
+        answer = await self.http.post(f"/v1/clusters/{cluster_id}/run", json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def job(self, cluster_id: str, script: str) -> str:
+        """What a shell script prints as a job, its errors included."""
+        done = await self.run(cluster_id, ["srun", "-N1", "sh", "-c", f"exec 2>&1; {script}"])
+        return done["stdout"] + done["stderr"]
+
+    async def remove(self, cluster_id: str) -> None:
+        """Removes a cluster and waits until nothing is left of it."""
+        answer = await self.http.delete(f"/v1/clusters/{cluster_id}")
+        assert answer.status_code == 202, answer.text
+
+        async def gone() -> bool:
+            return await self.get(cluster_id) is None
+
+        await until(gone)
+
+    async def _status(self) -> dict[str, Any]:
+        return (await self.http.get("/v1/status")).raise_for_status().json()["slurm"]
+
+
+async def until(holds: Callable[[], Awaitable[bool]], said: Callable[[], str] = lambda: "") -> None:
+    """Waits until the condition holds."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + PATIENCE_S
+    while not await holds():
+        assert loop.time() < deadline, f"not within {PATIENCE_S:.0f} s: {said()}"
+        await asyncio.sleep(0.1)
+
+
+async def provision(sim: SimHandle, platform: AgentPlatform, host: str, data: str) -> None:
+    """Writes a tenant's system with these vendor data to a host's disk and boots it."""
+    async with sim.bmc(host) as bmc:
+
+        async def sent(path: str, body: dict[str, Any]) -> None:
+            (await bmc.post(path, json=body)).raise_for_status()
+
+        await _off(sim, bmc, host)
+        iso = {"Image": platform.iso_url(host)}
+        await sent(f"{CD}/Actions/VirtualMedia.InsertMedia", iso)
+        once = {"BootSourceOverrideTarget": "Cd", "BootSourceOverrideEnabled": "Once"}
+        (await bmc.patch(SYSTEM, json={"Boot": once})).raise_for_status()
+        await sent(f"{SYSTEM}/Actions/ComputerSystem.Reset", {"ResetType": "On"})
+        await sim.until(host, system="agent")
+        drive = {"ssh_keys": ["ssh-ed25519 AAAA tenant"], "vendor_data": data}
+        task = platform.write_image(host, "", config_drive=drive)
+        report = await platform.finished(task)
+        assert report["state"] == "succeeded", report
+        await sent(f"{CD}/Actions/VirtualMedia.EjectMedia", {})
+        await sent(f"{SYSTEM}/Actions/ComputerSystem.Reset", {"ResetType": "ForceRestart"})
+        await sim.until(host, system="tenant")
+
+
+async def reset(sim: SimHandle, host: str, kind: str) -> None:
+    """Resets a host by its BMC."""
+    async with sim.bmc(host) as bmc:
+        path = f"{SYSTEM}/Actions/ComputerSystem.Reset"
+        (await bmc.post(path, json={"ResetType": kind})).raise_for_status()
+
+
+async def _off(sim: SimHandle, bmc: httpx.AsyncClient, host: str) -> None:
+    if (await sim.truth(host))["power"] != "Off":
+        body = {"ResetType": "ForceOff"}
+        path = f"{SYSTEM}/Actions/ComputerSystem.Reset"
+        (await bmc.post(path, json=body)).raise_for_status()
+        await sim.until(host, power="Off")
+    media = (await bmc.get(CD)).json()
+    if media.get("Inserted"):
+        (await bmc.post(f"{CD}/Actions/VirtualMedia.EjectMedia", json={})).raise_for_status()

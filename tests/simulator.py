@@ -10,7 +10,7 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,13 +139,16 @@ def data_center(
 
 
 @asynccontextmanager
-async def simulator(folder: Path, document: dict[str, Any]) -> AsyncIterator[SimHandle]:
+async def simulator(
+    folder: Path, document: dict[str, Any], arguments: Sequence[str] = ()
+) -> AsyncIterator[SimHandle]:
     """Run the simulator on ``document``; its log, its CA and its output stand in ``folder``.
+    ``arguments`` are further ones of the program.
 
     Raises:
         RuntimeError: it ended or did not get ready; the message holds its output.
     """
-    process = _start(folder, document)
+    process = _start(folder, document, arguments)
     try:
         announced = await _until_ready(process, folder)
         async with httpx.AsyncClient(base_url=announced["control_url"], timeout=30) as control:
@@ -161,12 +164,12 @@ async def simulator(folder: Path, document: dict[str, Any]) -> AsyncIterator[Sim
         await stop(process)
 
 
-def _start(folder: Path, document: dict[str, Any]) -> subprocess.Popen[bytes]:
+def _start(folder: Path, document: dict[str, Any], more: Sequence[str]) -> subprocess.Popen[bytes]:
     folder.mkdir(parents=True, exist_ok=True)
     config_file = folder / "sim.json"
     config_file.write_text(json.dumps(document))
     files = ["--log", folder / "truth.jsonl", "--ready-file", folder / "ready.json"]
-    arguments = ["-m", "dflare.sim", "--config", config_file, *files]
+    arguments = ["-m", "dflare.sim", "--config", config_file, *files, *more]
     with (folder / "sim.out").open("wb") as sink:
         return subprocess.Popen(
             [sys.executable, *map(str, arguments)],

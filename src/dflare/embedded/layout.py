@@ -38,6 +38,16 @@ class Layout:
         return self.root / "packages"
 
     @property
+    def clusters(self) -> Path:
+        """What simulated hosts run of tenants' Slurm clusters."""
+        return self.root / "clusters"
+
+    @property
+    def volumes(self) -> Path:
+        """Where the driver of local volumes keeps them."""
+        return self.root / "volumes"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 

@@ -203,7 +203,13 @@ def _simulator(layout: Layout, options: UpOptions, ports: PortBook) -> _Store | 
         str(layout.simulator_log),
         "--ready-file",
         str(layout.run / "sim.ready"),
+        "--clusters",
+        str(layout.clusters),
+        "--volume-root",
+        str(layout.volumes),
     ]
+    if (cache := PackageCache.of(layout)) is not None:
+        argv += ["--slurm-packages", str(cache.root)]
     ready_file = ReadyFile(layout.run / "sim.ready", alive_s=float("inf"))
     return _Store(
         Component(

@@ -13,7 +13,7 @@ import uvloop
 import yaml
 from pydantic import ValidationError
 
-from dflare.sim.app import run
+from dflare.sim.app import SchedulerPlaces, run
 from dflare.sim.config import SimConfig, load
 from dflare.sim.redfish.personality import UnknownPersonalityError
 from dflare.sim.server import PortInUseError
@@ -28,14 +28,32 @@ def main() -> int:
     parser.add_argument("--config", type=Path, required=True, help="the simulator's file")
     parser.add_argument("--log", type=Path, required=True, help="where the ground truth goes")
     parser.add_argument("--ready-file", type=Path, help="appears when everything answers")
+    parser.add_argument(
+        "--slurm-packages", type=Path, help="root of the unpacked Debian packages of Slurm"
+    )
+    parser.add_argument(
+        "--clusters", type=Path, help="folder of the Slurm clusters (beside the log)"
+    )
+    parser.add_argument(
+        "--volume-root",
+        type=Path,
+        action="append",
+        default=[],
+        help="folder whose subfolders Slurm clusters may mount; may be given again",
+    )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     config = _config(arguments.config)
     if config is None:
         return _BAD_FILE
+    places = SchedulerPlaces(
+        packages=arguments.slurm_packages,
+        clusters=arguments.clusters or arguments.log.with_name("clusters"),
+        volume_roots=tuple(arguments.volume_root),
+    )
     try:
-        uvloop.run(run(config, arguments.log, arguments.ready_file))
+        uvloop.run(run(config, arguments.log, arguments.ready_file, places))
     except UnknownPersonalityError as error:
         _say(f"{arguments.config}: {error}")
         return _BAD_FILE

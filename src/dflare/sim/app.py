@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
@@ -17,6 +18,10 @@ from dflare.sim.fabric.state import Fabric
 from dflare.sim.faults import FaultPlan
 from dflare.sim.network import CabledNetwork
 from dflare.sim.redfish.app import RedfishApp
+from dflare.sim.scheduler.api import scheduler_app
+from dflare.sim.scheduler.clusters import Clusters
+from dflare.sim.scheduler.preparation import Preparation
+from dflare.sim.scheduler.slurmd import SlurmNodes
 from dflare.sim.server import device_server, listen, raise_file_limit
 from dflare.sim.truth import TruthLog
 from dflare.sim.world import World
@@ -29,7 +34,19 @@ all devices would cost it what no real site does."""
 _log = logging.getLogger("dflare.sim")
 
 
-async def run(config: SimConfig, log_file: Path, ready_file: Path | None) -> None:
+@dataclass(frozen=True)
+class SchedulerPlaces:
+    """Where the scheduler host finds Slurm's packages (None: nowhere), keeps its clusters, and may
+    mount from."""
+
+    packages: Path | None
+    clusters: Path
+    volume_roots: tuple[Path, ...] = ()
+
+
+async def run(
+    config: SimConfig, log_file: Path, ready_file: Path | None, places: SchedulerPlaces
+) -> None:
     """Serve until SIGTERM or SIGINT.
 
     ``ca.pem`` beside ``log_file`` holds the certificate authority's certificate. ``ready_file``
@@ -44,9 +61,17 @@ async def run(config: SimConfig, log_file: Path, ready_file: Path | None) -> Non
     truth = TruthLog(log_file, clock)
     faults = FaultPlan(config.seed)
     fabric = Fabric(config, clock, truth, faults)
-    world = World(config, clock, truth, faults, CabledNetwork(config, fabric))
-    control = ControlApi(world, fabric, clock, truth, faults)
+    clusters = Clusters(
+        places.clusters, Preparation(places.packages, places.clusters), places.volume_roots
+    )
+    slurm = SlurmNodes(clusters, truth, faults)
+    world = World(config, clock, truth, faults, CabledNetwork(config, fabric), slurm)
+    control = ControlApi(world, fabric, clock, truth, faults, clusters)
     devices = _device_apps(config, world, fabric)
+    if config.scheduler and config.scheduler_port and config.scheduler_credentials:
+        app = scheduler_app(clusters, config.scheduler_credentials, faults, config.scheduler.name)
+        devices.append((app, [(config.scheduler.address, config.scheduler_port)]))
+        await clusters.start()
     ca_file = log_file.with_name("ca.pem")
     authority = Authority(ca_file)
     control_site = (config.control_address, config.control_port)
@@ -69,6 +94,7 @@ async def run(config: SimConfig, log_file: Path, ready_file: Path | None) -> Non
             server.should_exit = True
         await asyncio.gather(*serving)
         await world.stop()
+        await clusters.stop()
         await fabric.stop()
         truth.close()
         _withdraw(ready_file)

@@ -19,6 +19,8 @@ from dflare.sim.clock import SimClock
 from dflare.sim.faults import FaultPlan
 from dflare.sim.host import Host, NotRunningError
 from dflare.sim.network import FabricSide
+from dflare.sim.scheduler.clusters import Clusters, NoSuchClusterError
+from dflare.sim.scheduler.hosted import NotReadyError, RefusedError
 from dflare.sim.truth import TruthLog
 from dflare.sim.world import World
 
@@ -53,6 +55,14 @@ class _Failure(_Body):
     kind: Literal["power", "bmc", "boot", "agent"]
 
 
+class _Slurmd(_Body):
+    service: Literal["slurmd"]
+
+
+class _Service(_Body):
+    service: Literal["munged", "mariadbd", "slurmdbd", "slurmctld", "slurmrestd"]
+
+
 class _SwitchReset(_Body):
     to: Literal["factory", "previous"]
 
@@ -67,12 +77,14 @@ class ControlApi:
         clock: SimClock,
         log: TruthLog,
         faults: FaultPlan,
+        clusters: Clusters,
     ) -> None:
         self._world = world
         self._fabric = fabric
         self._clock = clock
         self._log = log
         self._faults = faults
+        self._clusters = clusters
 
     def app(self) -> Starlette:
         """The ASGI app."""
@@ -82,10 +94,13 @@ class ControlApi:
             ("GET", "/truth/hosts", self._get_hosts),
             ("GET", "/truth/hosts/{name}", self._get_host),
             ("GET", "/truth/reachability", self._get_reachability),
+            ("GET", "/truth/clusters", self._get_clusters),
             ("GET", "/truth/find", self._find),
             ("POST", "/truth/marker", self._mark),
             ("POST", "/hosts/{name}/secret", self._write_secret),
             ("POST", "/hosts/{name}/fail", self._fail_host),
+            ("POST", "/hosts/{name}/kill", self._kill_slurmd),
+            ("POST", "/clusters/{id}/kill", self._kill_service),
             ("POST", "/switches/{name}/reset", self._reset_switch),
             ("GET", "/faults", self._get_faults),
             ("POST", "/faults", self._add_fault),
@@ -144,6 +159,44 @@ class ControlApi:
             return _json(host.document())
         fault = self._faults.add(_HOST_FAULTS[body.kind], host.name)
         return _json(fault.document(), 201)
+
+    async def _get_clusters(self, _request: Request) -> Response:
+        clusters = [
+            {
+                "id": cluster.id,
+                "name": cluster.wish.name if cluster.wish else None,
+                "nodes": dict(cluster.holders),
+                **{
+                    key: value
+                    for key, value in (await cluster.document()).items()
+                    if key in ("state", "reason", "services")
+                },
+            }
+            for cluster in self._clusters.all()
+        ]
+        return _json({"clusters": clusters})
+
+    async def _kill_slurmd(self, request: Request) -> Response:
+        host = self._host(request)
+        await _parsed(request, _Slurmd)
+        try:
+            if not await host.lab.slurm.kill(host.name):
+                raise HTTPException(409, f"no slurmd runs on {host.name}")
+        except (NotReadyError, RefusedError) as error:
+            raise HTTPException(409, str(error)) from error
+        return Response(status_code=204)
+
+    async def _kill_service(self, request: Request) -> Response:
+        body = await _parsed(request, _Service)
+        try:
+            cluster = self._clusters.get(request.path_params["id"])
+            await cluster.kill(body.service)
+        except NoSuchClusterError as error:
+            raise HTTPException(404, str(error)) from error
+        except (NotReadyError, RefusedError) as error:
+            raise HTTPException(409, str(error)) from error
+        self._log.append("service_killed", cluster.id, service=body.service)
+        return Response(status_code=204)
 
     async def _reset_switch(self, request: Request) -> Response:
         name, body = request.path_params["name"], await _parsed(request, _SwitchReset)

@@ -48,6 +48,7 @@ class ConfigDrive:
     ssh_keys: tuple[str, ...] = ()
     user_data: str = ""
     meta_data: str = ""
+    vendor_data: str = ""
     phone_home_url: str | None = None
     phone_home_token: str | None = None
 
@@ -161,7 +162,13 @@ class DiskContent:
 
     def _config_bytes(self) -> bytes:
         drive = self.config_drive or ConfigDrive()
-        parts = [drive.user_data, drive.meta_data, *drive.ssh_keys, drive.phone_home_url or "-"]
+        parts = [
+            drive.user_data,
+            drive.meta_data,
+            drive.vendor_data,
+            *drive.ssh_keys,
+            drive.phone_home_url or "-",
+        ]
         return "\n".join(["config drive", *parts]).encode()
 
     def _runs(self) -> Iterator[bytes]:

@@ -20,6 +20,9 @@
 | ``ufm_job_late`` | ufm | a job completes later | ``seconds`` (simulated, 60) |
 | ``ufm_job_fails`` | ufm | a job ends as failed and changes nothing | ``reason`` |
 | ``ufm_unreachable`` | ufm | the manager drops the connection without an answer | |
+| ``slurmd_silent`` | host | the slurmd of the next boot calls a port at which nobody listens | |
+| ``munge_key_wrong`` | host | the slurmd of the next boot has another munge key | |
+| ``scheduler_unreachable`` | scheduler host | it drops the connection without an answer | |
 
 Targets are matched as shell globs on the device's name of the simulator's file.
 """
@@ -49,6 +52,9 @@ KINDS = frozenset(
         "ufm_job_late",
         "ufm_job_fails",
         "ufm_unreachable",
+        "slurmd_silent",
+        "munge_key_wrong",
+        "scheduler_unreachable",
     }
 )
 

@@ -13,7 +13,7 @@ from datetime import datetime
 from dflare.sim.agent import Agent, phone_home
 from dflare.sim.clock import SimClock
 from dflare.sim.config import HardwareTimes, Node
-from dflare.sim.disk import DiskContent
+from dflare.sim.disk import ConfigDrive, DiskContent
 from dflare.sim.faults import FaultPlan
 from dflare.sim.firmware import (
     Bios,
@@ -29,6 +29,7 @@ from dflare.sim.machine import HostMachine
 from dflare.sim.media import AgentMedium, ImageStore, MediaError, read_agent_medium
 from dflare.sim.network import HostNetwork
 from dflare.sim.processes import HostProcesses
+from dflare.sim.scheduler.slurmd import SlurmNodes, settings_of
 from dflare.sim.truth import TruthLog
 
 
@@ -42,6 +43,7 @@ class Lab:
     times: HardwareTimes
     network: HostNetwork
     images: ImageStore
+    slurm: SlurmNodes
 
 
 class SameStateError(Exception):
@@ -179,6 +181,7 @@ class Host:
                     for key in content.config_drive.ssh_keys
                 }
             ),
+            "slurm": self._slurm(),
             "disks": [content.document() for content in self.disks],
             "memory": list(self.memory),
             "gpu_memory": list(self.gpu_memory),
@@ -187,6 +190,15 @@ class Host:
             "bios_pending": dict(self.bios.pending),
             "virtual_media": {slot: m.image for slot, m in self.media.items() if m.inserted},
         }
+
+    def _slurm(self) -> dict[str, object] | None:
+        """What the disks say of a Slurm node, and what runs of it."""
+        for content in self.disks:
+            drive = content.config_drive
+            if drive is not None and (settings := settings_of(drive.vendor_data)) is not None:
+                running = self.lab.slurm.running_on(self.name)
+                return {**settings.document(), "running": running}
+        return None
 
     def _begin(self, work: Coroutine[object, object, None]) -> None:
         before, self._transition = self._transition, None
@@ -299,13 +311,22 @@ class Host:
         self.lab.log.append(
             "system_started", self.name, system="tenant", image_sha256=sha256, ssh_keys=keys
         )
-        if drive is None or content.phoned_home:
+        if drive is not None:
+            await asyncio.gather(
+                self.lab.slurm.run(self.name, drive.vendor_data),
+                self._phone_home(content, drive, sha256),
+            )
+
+    async def _phone_home(
+        self, content: DiskContent, drive: ConfigDrive, sha256: str | None
+    ) -> None:
+        if content.phoned_home:
             return
         body: dict[str, object] = {
             "serial": self.node.serial,
             "boot_id": self.boot_id,
             "image_sha256": sha256,
-            "ssh_keys": list(keys),
+            "ssh_keys": list(drive.ssh_keys),
         }
         seed = f"{self.name}/{self.boot_id}"
         has_path = HostMachine(self).has_path

@@ -213,6 +213,7 @@ def _config_drive(document: Mapping[str, object]) -> ConfigDrive:
         ssh_keys=_texts(document.get("ssh_keys") or ()),
         user_data=str(document.get("user_data") or ""),
         meta_data=str(document.get("meta_data") or ""),
+        vendor_data=str(document.get("vendor_data") or ""),
         phone_home_url=None if url is None else str(url),
         phone_home_token=None if token is None else str(token),
     )

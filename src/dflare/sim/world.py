@@ -9,6 +9,7 @@ from dflare.sim.host import Host, Lab
 from dflare.sim.media import ImageStore
 from dflare.sim.network import HostNetwork
 from dflare.sim.redfish.personality import personality_of
+from dflare.sim.scheduler.slurmd import SlurmNodes
 from dflare.sim.truth import TruthLog
 
 
@@ -22,10 +23,11 @@ class World:
         log: TruthLog,
         faults: FaultPlan,
         network: HostNetwork,
+        slurm: SlurmNodes,
     ) -> None:
         self.config = config
         self._images = ImageStore()
-        lab = Lab(clock, log, faults, config.times, network, self._images)
+        lab = Lab(clock, log, faults, config.times, network, self._images, slurm)
         self.hosts: dict[str, Host] = {}
         self.by_bmc_address: dict[str, Host] = {}
         for node in config.nodes:

@@ -1,16 +1,18 @@
 """One Slurm cluster of real daemons in namespaces of its own."""
 
 import asyncio
+import contextlib
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dflare.sim.slurm import configuration as conf
+from dflare.sim.slurm import database
 from dflare.sim.slurm.configuration import ClusterFacts
+from dflare.sim.slurm.files import delete, keep_secret, write_closed
 from dflare.sim.slurm.orders import (
     ClusterGoneError,
     Inside,
@@ -19,7 +21,7 @@ from dflare.sim.slurm.orders import (
     Output,
 )
 from dflare.sim.slurm.programs import PackagesMissingError, Programs
-from dflare.sim.slurm.sandbox import CLUSTER, CONTROLLER, ETC, HOME, PACKAGES
+from dflare.sim.slurm.sandbox import CLUSTER, CONTROLLER, ETC, HOME, USER, Binds
 
 __all__ = [
     "ClusterFacts",
@@ -40,10 +42,13 @@ STOP_GRACE_S = 5.0
 POLL_S = 0.05
 MUNGE_KEY_BYTES = 128
 _MOST_GPUS = 16
+RESTART, RELOAD = "restart", "reload"
+_RELOADED = ("topology.conf", "hosts")
 _SUPERVISED_COMPONENT = "SUPERVISED_COMPONENT"
 _KEPT_VARIABLES = ("PATH", "LANG", "PYTHONPATH", "SUPERVISED_DATA_DIR")
 _FOLDERS = ("etc", "log", "run", "state", "spool", "munge", "gpu", "mysql")
 _KEY_FAULT = re.compile(r"munge|Invalid credential|[Aa]uthentication|Protocol authentication")
+_STARTED = re.compile(r"slurmd version \S+ started")
 
 
 class ClusterFailedError(Exception):
@@ -84,13 +89,24 @@ class ClusterNamespace:
     and written inside the namespaces only, never from here.
     """
 
-    def __init__(self, folder: Path, packages: Path, facts: ClusterFacts) -> None:
-        """`packages` is the root into which the Debian packages are unpacked.
+    def __init__(
+        self,
+        folder: Path,
+        packages: Path,
+        facts: ClusterFacts,
+        *,
+        munge_key: bytes | None = None,
+        template: Path | None = None,
+    ) -> None:
+        """`packages` is the root into which the Debian packages are unpacked, `template` a ready
+        data folder of MariaDB. Without a `munge_key` the cluster makes its own.
 
         Raises `PackagesMissingError`.
         """
         self.folder = folder.absolute()
         self.facts = facts
+        self._munge_key = munge_key
+        self._template = template
         self._programs = Programs.find(packages.absolute())
         self._inside = Inside(self.folder)
 
@@ -103,40 +119,53 @@ class ClusterNamespace:
         """Whether process 1 of the cluster lives."""
         return await self._inside.process() is not None
 
-    async def start(self, binds: Mapping[str, Path] | None = None) -> None:
+    async def pid(self) -> int | None:
+        """Process 1 of the cluster as this machine counts it; None when it is gone."""
+        return await self._inside.process()
+
+    async def start(self, binds: Binds | None = None) -> None:
         """Starts what does not run yet of namespaces, munged, MariaDB, slurmdbd, slurmctld and
-        slurmrestd, and returns when the controller answers.
+        slurmrestd, makes what runs know the present `facts`, and returns when the controller
+        answers.
 
-        `binds` gives the cluster further folders of this machine by their absolute path inside;
-        they count only when the namespaces are made. Raises `NamespacesUnavailableError` and
-        `ClusterFailedError`.
+        Jobs keep running: other hosts need a new slurmctld, which goes on from the state of the
+        old one, other switches new topology only. `binds` count only when the namespaces are made.
+        slurmctld comes last: at its first start it ends when slurmdbd does not answer. Raises
+        `NamespacesUnavailableError`, `ClusterFailedError` and `ClusterGoneError`.
         """
-        if not await self.is_running():
-            self._make_folders()
-            await self._inside.start(self._programs.root, binds or {}, _environment(self.facts))
-        await self._configure()
-        await self._start("munged", _munged(conf.MUNGE_SOCKET, "munge.key"))
-        await asyncio.gather(self._start_database(), self._until_munge_answers())
-        await self._start("slurmdbd", ["slurmdbd", "-D"])
-        await self._until(
-            "slurmdbd", ["bash", "-c", f"</dev/tcp/127.0.0.1/{conf.DATABASE_DAEMON_PORT}"]
-        )
-        await self.run(["sacctmgr", "--immediate", "add", "cluster", self.facts.name])
-        await self._start("slurmctld", ["slurmctld", "-D"])
-        await self._until("slurmctld", ["bash", "-c", "scontrol ping | grep -q 'is UP'"])
-        await self._start_rest()
+        await self._start_namespaces(binds or {})
+        await self._start_accounting()
+        await self._register()
+        await asyncio.gather(self._start_controller(), self._start_rest())
 
-    async def start_node(self, name: str, *, munge_key: bytes | None = None) -> None:
+    async def start_bare(self) -> str:
+        """Starts the namespaces alone, and returns Slurm's version: what can be had here at all.
+
+        Raises `NamespacesUnavailableError` and `ClusterFailedError`.
+        """
+        return await self._start_namespaces({})
+
+    async def set_up_database(self) -> None:
+        """Brings up MariaDB with slurmdbd's tables, and ends it in order, so that the cluster's
+        data folder can be copied. The namespaces run. Raises `ClusterFailedError`."""
+        await self._start_accounting()
+        for service in ("slurmdbd", "mariadbd"):
+            await self._inside.order("stop", name=service, grace_s=READY_TIMEOUT_S)
+
+    async def start_node(
+        self, name: str, *, munge_key: bytes | None = None, mute: bool = False
+    ) -> None:
         """Starts the slurmd of a declared host; it registers by itself a moment later.
 
-        `munge_key` gives the host a key of its own, as a host has that was provisioned wrongly.
-        Raises `ClusterGoneError`, and `ValueError` for a host that was not declared.
+        `munge_key` gives the host a key of its own, as a host has that was provisioned wrongly. A
+        `mute` one calls a port at which nobody listens. Raises `ClusterGoneError`, and `ValueError`
+        for a host that was not declared.
         """
         if name not in {host.name for host in self.facts.hosts}:
             raise ValueError(f"{name!r} is no host of cluster {self.facts.name}")
         environment: dict[str, str] = {}
-        if munge_key is not None:
-            environment["SLURM_CONF"] = await self._start_own_munged(name, munge_key)
+        if munge_key is not None or mute:
+            environment["SLURM_CONF"] = await self._own_settings(name, munge_key, mute=mute)
         argv = ["slurmd", "-D", "-N", name, "-d", "/run/bin/slurmstepd"]
         await self._start(_slurmd(name), argv, hostname=name, environment=environment)
 
@@ -164,7 +193,8 @@ class ClusterNamespace:
         """Every declared host as slurmctld sees it, and why one is not there."""
         shown = await self.run(["scontrol", "--oneliner", "show", "nodes"])
         services = await self.services()
-        views = [_node_facts(line) for line in shown.stdout.splitlines() if line.strip()]
+        lines = shown.stdout.splitlines() if shown.code == 0 else []
+        views = [_node_facts(line) for line in lines if line.strip()]
         faults = {
             name: await self._fault(name, services.get(_slurmd(name)))
             for name, _, _, registered in views
@@ -218,20 +248,33 @@ class ClusterNamespace:
         await self._inside.end(END_PATIENCE_S)
 
     async def destroy(self) -> None:
-        """Ends everything inside and deletes the folder."""
+        """Ends everything inside and deletes the folder; one that is not there is no error."""
         await self.close()
-        await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=False)
+        with contextlib.suppress(FileNotFoundError):
+            await asyncio.to_thread(delete, self.folder)
 
     def _make_folders(self) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder.chmod(0o700)
         for name in ("control", "etc", "inside", "home", "root"):
             (self.folder / name).mkdir(mode=0o700, exist_ok=True)
-        _keep_secret(self.folder / "etc" / "munge.key", secrets.token_bytes(MUNGE_KEY_BYTES))
-        _keep_secret(self.folder / "etc" / "jwt.key", secrets.token_bytes(32))
-        _keep_secret(self.folder / "control" / "password", secrets.token_hex(16).encode())
+        munge_key = self._munge_key or secrets.token_bytes(MUNGE_KEY_BYTES)
+        keep_secret(self.folder / "etc" / "munge.key", munge_key)
+        keep_secret(self.folder / "etc" / "jwt.key", secrets.token_bytes(32))
+        keep_secret(self.folder / "control" / "password", secrets.token_hex(16).encode())
 
-    async def _configure(self) -> None:
+    async def _start_namespaces(self, binds: Binds) -> str:
+        """Ensures process 1, the files and folders; returns Slurm's version."""
+        if not await self.is_running():
+            self._make_folders()
+            inside = self.folder / "inside"
+            # Here no job ever ran that could have left a link in the folder.
+            if self._template is not None and not any(inside.iterdir()):
+                await asyncio.to_thread(database.copy_template, self._template, inside)
+            await self._inside.start(self._programs.root, binds, _environment(self.facts))
+        return await self._configure()
+
+    async def _configure(self) -> str:
         version = await self.run(["slurmctld", "-V"])
         found = re.search(r"(\d+)\.(\d+)", version.stdout)
         if found is None:
@@ -243,7 +286,10 @@ class ClusterNamespace:
             password=(self.folder / "control" / "password").read_text(),
         )
         for name, text in files.items():
-            _write_closed(self.folder / "etc" / name, text.encode())
+            path = self.folder / "etc" / name
+            if path.exists() and path.read_text() != text:
+                self._note(RELOAD if name in _RELOADED else RESTART)
+            write_closed(path, text.encode())
         folders = [*_FOLDERS, *(f"spool/{host.name}" for host in self.facts.hosts)]
         script = [
             f"cd {CLUSTER} && mkdir -p {' '.join(folders)} && chmod 755 . munge",
@@ -253,36 +299,66 @@ class ClusterNamespace:
         made = await self.run(["sh", "-c", "; ".join(script)])
         if made.code != 0:
             raise ClusterFailedError(f"The cluster's folders cannot be made: {made.stderr.strip()}")
+        return version.stdout.split()[-1]
 
     async def _start_database(self) -> None:
         """MariaDB with its system tables, and slurmdbd's own user in it."""
-        base = [f"--basedir={PACKAGES}/usr", f"--lc-messages-dir={PACKAGES}/usr/share/mysql"]
-        data = f"--datadir={CLUSTER}/mysql"
-        if (await self.run(["test", "-e", f"{CLUSTER}/mysql/installed"])).code != 0:
-            install = ["mariadb-install-db", "--no-defaults", *base, data]
-            install += ["--auth-root-authentication-method=normal", "--skip-test-db"]
-            done = await self.run(install, timeout_s=READY_TIMEOUT_S)
+        if (await self.run(["test", "-e", database.INSTALLED])).code != 0:
+            done = await self.run(database.install_argv(), timeout_s=READY_TIMEOUT_S)
             if done.code != 0:
                 raise ClusterFailedError(
                     f"MariaDB cannot be set up: {(done.stdout + done.stderr)[-2000:]}"
                 )
-            await self.run(["touch", f"{CLUSTER}/mysql/installed"])
-        server = ["mariadbd", "--no-defaults", *base, data]
-        server += [f"--plugin-dir={PACKAGES}/usr/lib/mysql/plugin", "--bind-address=127.0.0.1"]
-        server += [f"--socket={conf.DATABASE_SOCKET}", f"--pid-file={CLUSTER}/run/mariadb.pid"]
-        server += ["--innodb-buffer-pool-size=24M", "--innodb-lock-wait-timeout=900"]
-        server += ["--innodb-log-file-size=16M", "--performance-schema=OFF"]
-        # What a killed process wrote is kept; only a crash of the machine could lose a second.
-        server += ["--innodb-flush-log-at-trx-commit=2"]
-        await self._start("mariadbd", server)
+            await self.run(["touch", database.INSTALLED])
+        await self._start("mariadbd", database.server_argv())
         password = (self.folder / "control" / "password").read_text()
-        statements = (
-            "create database if not exists slurm_accounting;"
-            f"create user if not exists slurm@'127.0.0.1' identified by '{password}';"
-            "grant all on slurm_accounting.* to slurm@'127.0.0.1';"
+        await self._until("mariadbd", database.client_argv(), stdin=database.statements(password))
+
+    async def _start_accounting(self) -> None:
+        """munged, MariaDB and slurmdbd."""
+        await self._start("munged", _munged(conf.MUNGE_SOCKET, "munge.key"))
+        await asyncio.gather(self._start_database(), self._until_munge_answers())
+        await self._start("slurmdbd", ["slurmdbd", "-D"])
+        await self._until(
+            "slurmdbd", ["bash", "-c", f"</dev/tcp/127.0.0.1/{conf.DATABASE_DAEMON_PORT}"]
         )
-        client = ["mariadb", "--no-defaults", "-uroot", f"--socket={conf.DATABASE_SOCKET}"]
-        await self._until("mariadbd", client, stdin=statements.encode())
+
+    async def _register(self) -> None:
+        """Makes the cluster and the account of its jobs known to slurmdbd; adding again what is
+        there is refused by it and changes nothing."""
+        known = self.folder / "control" / "registered"
+        wanted = f"{self.facts.name} {self.facts.account}"
+        if known.exists() and known.read_text() == wanted:
+            return
+        orders = [f"add cluster {self.facts.name}"]
+        if account := self.facts.account:
+            cluster = f"cluster={self.facts.name}"
+            orders += [
+                f"add account {account} {cluster} description=project organization=project",
+                f"add user {USER} {cluster} account={account} defaultaccount={account}",
+            ]
+        await self.run(["sacctmgr", "--immediate"], stdin="\n".join([*orders, "quit", ""]).encode())
+        write_closed(known, wanted.encode())
+
+    async def _start_controller(self) -> None:
+        """slurmctld with the settings as they are written now."""
+        control = self.folder / "control"
+        restart, changed = (control / RESTART).exists(), (control / RELOAD).exists()
+        if restart:
+            await self._inside.order("stop", name="slurmctld", grace_s=END_PATIENCE_S)
+        await self._start("slurmctld", ["slurmctld", "-D"])
+        await self._until("slurmctld", ["bash", "-c", "scontrol ping | grep -q 'is UP'"])
+        if restart or changed:
+            told = await self.run(["scontrol", "reconfigure"])
+            if told.code != 0:
+                raise ClusterFailedError(f"slurmctld takes no new settings: {told.stderr.strip()}")
+        for note in (RESTART, RELOAD):
+            (control / note).unlink(missing_ok=True)
+
+    def _note(self, what: str) -> None:
+        """Remembers, past this program's end, that slurmctld has older settings than are written.
+        Nobody but the simulator reaches this folder."""
+        (self.folder / "control" / what).touch()
 
     async def _start_rest(self) -> None:
         # slurmrestd refuses to be the user of slurmctld unless told; it takes tokens only.
@@ -295,15 +371,22 @@ class ClusterNamespace:
         await self._start("slurmrestd", argv, environment=environment)
         await self._until("slurmrestd", ["test", "-S", conf.REST_SOCKET])
 
-    async def _start_own_munged(self, name: str, key: bytes) -> str:
-        """A munged of the host's own with another key; returns the slurm.conf that uses it."""
-        socket = f"{CLUSTER}/munge/{name}.sock"
-        _write_closed(self.folder / "etc" / f"munge.{name}.key", key)
-        text = conf.slurm_conf(self.facts, conf.plugin_folder(self._programs.plugins), socket)
-        _write_closed(self.folder / "etc" / f"slurm.{name}.conf", text.encode())
+    async def _own_settings(self, name: str, key: bytes | None, *, mute: bool) -> str:
+        """The path of a slurm.conf for this host alone, with a munged of its own for its key."""
+        socket = conf.MUNGE_SOCKET
+        if key is not None:
+            socket = f"{CLUSTER}/munge/{name}.sock"
+            write_closed(self.folder / "etc" / f"munge.{name}.key", key)
+            await self._start(f"munged.{name}", _munged(socket, f"munge.{name}.key"), hostname=name)
+            await self._until(f"munged.{name}", ["test", "-S", socket])
+        text = conf.slurm_conf(
+            self.facts,
+            conf.plugin_folder(self._programs.plugins),
+            socket,
+            conf.DEAD_PORT if mute else conf.CONTROLLER_PORT,
+        )
         # slurmd looks for gres.conf and topology.conf beside its slurm.conf, where both are.
-        await self._start(f"munged.{name}", _munged(socket, f"munge.{name}.key"), hostname=name)
-        await self._until(f"munged.{name}", ["test", "-S", socket])
+        write_closed(self.folder / "etc" / f"slurm.{name}.conf", text.encode())
         return f"{ETC}/slurm.{name}.conf"
 
     async def _until_munge_answers(self) -> None:
@@ -347,7 +430,9 @@ class ClusterNamespace:
             return "its slurmd was not started"
         if slurmd.state != "running":
             return f"its slurmd ended: {slurmd.ended}"
-        lines = [line for line in (await self.log(_slurmd(name))).splitlines() if "error:" in line]
+        told = await self.run(["tail", "-n", "40", f"{CLUSTER}/log/{_slurmd(name)}.log"])
+        # What an earlier life of it said is of no interest.
+        lines = [line for line in _STARTED.split(told.stdout)[-1].splitlines() if "error:" in line]
         if refused := [line for line in lines if _KEY_FAULT.search(line)]:
             return f"its munge key is not the cluster's: {refused[-1]}"
         return f"its slurmd has not registered{f': {lines[-1]}' if lines else ''}"
@@ -382,20 +467,6 @@ def _slurmd(name: str) -> str:
 
 def _terminal(service: str) -> str:
     return f"{CLUSTER}/log/{service}.out"
-
-
-def _keep_secret(path: Path, value: bytes) -> None:
-    """Writes a secret that is kept once it exists."""
-    if not path.exists():
-        _write_closed(path, value)
-
-
-def _write_closed(path: Path, value: bytes) -> None:
-    """Replaces a file that its owner alone may read, whole."""
-    staged = path.with_name(f".{path.name}.new")
-    staged.touch(mode=0o600)
-    staged.write_bytes(value)
-    staged.replace(path)
 
 
 def _node_facts(line: str) -> tuple[str, str, str, bool]:

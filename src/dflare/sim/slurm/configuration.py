@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from dflare.sim.slurm.sandbox import CLUSTER, CONTROLLER, ETC, PACKAGES, USER
 
 CONTROLLER_PORT, DATABASE_DAEMON_PORT, FIRST_NODE_PORT = 6817, 6819, 20000
+DEAD_PORT = 9
+"""Nothing listens there (discard, RFC 863)."""
 LOOPBACK = "127.0.0.1"
 MUNGE_SOCKET = f"{CLUSTER}/munge/munge.sock"
 DATABASE_SOCKET = f"{CLUSTER}/run/mariadb.sock"
 REST_SOCKET = f"{CLUSTER}/run/slurmrestd.sock"
 JWT_KEY = f"{ETC}/jwt.key"
 
-_NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _FIRST_WITH_CGROUP_SWITCH = (23, 2)
 
 
@@ -26,7 +28,9 @@ class Host:
     """One host that may be a node of the cluster, whether its slurmd runs yet or not.
 
     `leaf` and `block` are the switch it hangs on and the group of switches above; hosts without a
-    leaf give a cluster without topology. `gpu_type` is a word of gres, such as `h100`.
+    leaf give a cluster without topology. `gpu_type` is a word of gres, such as `h100`. Hosts
+    without a `partition` are in the cluster's. `port` is that of its slurmd, which a change of the
+    cluster must not move while the host runs; 0 stands for the next one by place.
     """
 
     name: str
@@ -36,6 +40,8 @@ class Host:
     memory_mib: int = 1_024_000
     leaf: str = ""
     block: str = ""
+    partition: str = ""
+    port: int = 0
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or self.name == CONTROLLER:
@@ -44,12 +50,17 @@ class Host:
 
 @dataclass(frozen=True)
 class ClusterFacts:
-    """A cluster's name, every host that may join it, and how long slurmd may be silent (s)."""
+    """A cluster's name, every host that may join it, and how long slurmd may be silent (s).
+
+    `account` is the one that jobs without an account get. The first host's partition is the one
+    that jobs without a partition get.
+    """
 
     name: str
     hosts: tuple[Host, ...]
     partition: str = "main"
     silence_s: int = 30
+    account: str = ""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or not self.hosts:
@@ -80,7 +91,12 @@ def configuration(
     return files
 
 
-def slurm_conf(facts: ClusterFacts, plugins: str, munge_socket: str = MUNGE_SOCKET) -> str:
+def slurm_conf(
+    facts: ClusterFacts,
+    plugins: str,
+    munge_socket: str = MUNGE_SOCKET,
+    controller_port: int = CONTROLLER_PORT,
+) -> str:
     """slurm.conf. A host is unknown until its slurmd registers, and DOWN if that takes too long; it
     comes up by registering at any time (ReturnToService=2). Declared as DOWN, a restarted slurmctld
     would end the jobs on it."""
@@ -88,7 +104,7 @@ def slurm_conf(facts: ClusterFacts, plugins: str, munge_socket: str = MUNGE_SOCK
     lines = [
         f"ClusterName={facts.name}",
         f"SlurmctldHost={CONTROLLER}({LOOPBACK})",
-        f"SlurmctldPort={CONTROLLER_PORT}",
+        f"SlurmctldPort={controller_port}",
         f"SlurmUser={USER}",
         f"SlurmdUser={USER}",
         "AuthType=auth/munge",
@@ -126,9 +142,8 @@ def slurm_conf(facts: ClusterFacts, plugins: str, munge_socket: str = MUNGE_SOCK
         f"AccountingStoragePass={munge_socket}",
         "TrackWCKey=yes",
     ]
-    lines += [_node(host, FIRST_NODE_PORT + at) for at, host in enumerate(facts.hosts)]
-    names = ",".join(host.name for host in facts.hosts)
-    lines.append(f"PartitionName={facts.partition} Nodes={names} Default=YES State=UP")
+    lines += [_node(host, host.port or FIRST_NODE_PORT + at) for at, host in enumerate(facts.hosts)]
+    lines += _partitions(facts)
     return "\n".join(lines) + "\n"
 
 
@@ -209,6 +224,22 @@ def _node(host: Host, port: int) -> str:
         f"NodeName={host.name} NodeHostname={host.name} NodeAddr={LOOPBACK} Port={port} "
         f"CPUs={host.cpus} RealMemory={host.memory_mib}{gres} State=UNKNOWN"
     )
+
+
+def _partitions(facts: ClusterFacts) -> list[str]:
+    """A line a partition. A job that names no memory gets the share of its cores: without a default
+    it would hold the whole node's."""
+    members: dict[str, list[Host]] = {}
+    for host in facts.hosts:
+        members.setdefault(host.partition or facts.partition, []).append(host)
+    lines: list[str] = []
+    for name, hosts in members.items():
+        share_mib = max(1, min(host.memory_mib // host.cpus for host in hosts))
+        lines.append(
+            f"PartitionName={name} Nodes={','.join(host.name for host in hosts)} "
+            f"Default={'NO' if lines else 'YES'} State=UP DefMemPerCPU={share_mib}"
+        )
+    return lines
 
 
 def _by_gpus(hosts: Sequence[Host]) -> dict[tuple[str, int], list[str]]:

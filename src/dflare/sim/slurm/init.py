@@ -324,9 +324,12 @@ def main(arguments: list[str]) -> int:
     """Makes the namespaces and forks process 1; returns when that one is ready, or could not be."""
     folder, packages = Path(arguments[0]), Path(arguments[1])
     binds = {
-        inside: Path(path)
-        for inside, path in json.loads(arguments[2] if len(arguments) > 2 else "{}").items()
+        inside: (Path(path), bool(read_only))
+        for inside, (path, read_only) in json.loads(
+            arguments[2] if len(arguments) > 2 else "{}"
+        ).items()
     }
+    _close_inherited()
     listener = _listen(folder / "control")
     try:
         sandbox.unshare_all()
@@ -353,6 +356,16 @@ def main(arguments: list[str]) -> int:
     os.close(saying)
     Init(listener).run()
     return 0
+
+
+def _close_inherited() -> None:
+    """Closes what the caller left open, such as its own ends of this program's pipes: the caller
+    waits for their end, and nothing of it may reach into the namespaces."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            # The descriptor of the listing itself is closed already.
+            with contextlib.suppress(OSError):
+                os.close(int(name))
 
 
 def _listen(control: Path) -> socket.socket:

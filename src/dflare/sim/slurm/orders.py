@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dflare.sim.slurm.sandbox import Binds
+
 PACKET_BYTES = 1 << 20
 START_TIMEOUT_S = 30.0
 OUTPUT_LIMIT_BYTES = 8 << 20
@@ -46,9 +48,7 @@ class Inside:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    async def start(
-        self, packages: Path, binds: Mapping[str, Path], environment: Mapping[str, str]
-    ) -> None:
+    async def start(self, packages: Path, binds: Binds, environment: Mapping[str, str]) -> None:
         """Makes the namespaces with process 1 in them.
 
         The process belongs to nobody, in a session of its own, so it outlives this one. Raises
@@ -60,7 +60,7 @@ class Inside:
             "dflare.sim.slurm.init",
             str(self._folder),
             str(packages),
-            json.dumps({inside: str(path) for inside, path in binds.items()}),
+            json.dumps({inside: (str(path), closed) for inside, (path, closed) in binds.items()}),
             env=dict(environment),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -71,11 +71,16 @@ class Inside:
             async with asyncio.timeout(START_TIMEOUT_S):
                 said, complaint = await process.communicate()
         except TimeoutError:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
             await process.wait()
             raise NamespacesUnavailableError(
                 f"The namespaces were not made within {START_TIMEOUT_S:.0f} s."
             ) from None
+        except asyncio.CancelledError:
+            # What it makes can be found, and ended, only when it is whole.
+            await process.wait()
+            raise
         if process.returncode != 0:
             raise NamespacesUnavailableError((said.strip() or complaint.strip()).decode())
 
@@ -92,7 +97,8 @@ class Inside:
     async def order(self, name: str, /, **facts: Any) -> dict[str, Any]:
         """Gives an order and returns its answer. Raises `ClusterGoneError`, `OrderRefusedError`."""
         with await self._connect() as connection:
-            connection.send(json.dumps({"order": name, **facts}).encode())
+            with contextlib.suppress(ConnectionError):
+                connection.send(json.dumps({"order": name, **facts}).encode())
             return await _answer(connection)
 
     async def run(
@@ -121,12 +127,19 @@ class Inside:
                 output, errors = _Pipe(stack), _Pipe(stack)
                 with _holding(stdin) as source:
                     ends = [source, output.write_end, errors.write_end]
-                    socket.send_fds(connection, [json.dumps(facts).encode()], ends)
+                    with contextlib.suppress(ConnectionError):
+                        socket.send_fds(connection, [json.dumps(facts).encode()], ends)
                 output.close_write_end()
                 errors.close_write_end()
-                stdout, stderr, answer = await asyncio.gather(
-                    output.read_all(), errors.read_all(), _answer(connection)
-                )
+                answered = asyncio.create_task(_answer(connection))
+                reading = [asyncio.create_task(pipe.read_all()) for pipe in (output, errors)]
+                try:
+                    answer = await answered
+                    stdout, stderr = await asyncio.gather(*reading)
+                finally:
+                    for task in (answered, *reading):
+                        task.cancel()
+                    await asyncio.wait([answered, *reading])
         return Output(answer["code"], stdout, stderr)
 
     async def end(self, patience_s: float) -> None:
@@ -177,17 +190,13 @@ class _Pipe:
 
     async def read_all(self) -> str:
         """Everything that is written, cut at the limit."""
-        reader = asyncio.StreamReader()
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), self._reading
-        )
         kept = bytearray()
-        try:
-            while part := await reader.read(65536):
-                kept += part[: OUTPUT_LIMIT_BYTES - len(kept)]
-        finally:
-            transport.close()
-        return kept.decode(errors="replace")
+        descriptor = self._reading.fileno()
+        while True:
+            await _until_readable(descriptor)
+            if not (part := os.read(descriptor, 65536)):
+                return kept.decode(errors="replace")
+            kept += part[: OUTPUT_LIMIT_BYTES - len(kept)]
 
 
 @contextlib.contextmanager
@@ -199,8 +208,30 @@ def _holding(data: bytes) -> Generator[int]:
         yield file.fileno()
 
 
+async def _until_readable(descriptor: int) -> None:
+    """Waits for input or the end of it. Nothing of the loop holds the descriptor afterwards, in
+    whatever way this ends, so that it can be closed at once."""
+    loop = asyncio.get_running_loop()
+    readable: asyncio.Future[None] = loop.create_future()
+
+    def tell() -> None:
+        loop.remove_reader(descriptor)
+        if not readable.done():
+            readable.set_result(None)
+
+    loop.add_reader(descriptor, tell)
+    try:
+        await readable
+    finally:
+        loop.remove_reader(descriptor)
+
+
 async def _answer(connection: socket.socket) -> dict[str, Any]:
-    packet = await asyncio.get_running_loop().sock_recv(connection, PACKET_BYTES)
+    await _until_readable(connection.fileno())
+    try:
+        packet = connection.recv(PACKET_BYTES)
+    except ConnectionError:
+        packet = b""
     if not packet:
         raise ClusterGoneError("The cluster ended while it was asked.")
     answer = json.loads(packet)

@@ -50,6 +50,9 @@ _ETC_ENTRIES = ("alternatives", "ld.so.cache", "localtime")
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _READ_ONLY_PROC = ("sys", "irq", "bus", "fs", "sysrq-trigger")
 
+Binds = Mapping[str, tuple[Path, bool]]
+"""Further folders by their absolute path inside: where each lies, and whether it is read-only."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -72,12 +75,11 @@ def unshare_all() -> None:
         raise SandboxError(_why_no_namespaces(error)) from error
 
 
-def furnish(folder: Path, packages: Path, binds: Mapping[str, Path]) -> None:
+def furnish(folder: Path, packages: Path, binds: Binds) -> None:
     """Gives process 1 of the new namespaces its network, its file tree and its name.
 
     Of `folder`, `inside/` becomes /cluster, `home/` the user's home, `etc/` (read-only) /etc/slurm,
-    and the tree is built on the empty `root/`. `binds` gives further folders by their absolute
-    path inside. Raises `SandboxError`.
+    and the tree is built on the empty `root/`. Raises `SandboxError`.
     """
     try:
         _check(_libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None), "make / private")
@@ -137,7 +139,7 @@ def _network() -> None:
             fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH22x", name, flags | _IFF_UP))
 
 
-def _build(folder: Path, packages: Path, binds: Mapping[str, Path]) -> None:
+def _build(folder: Path, packages: Path, binds: Binds) -> None:
     root = folder / "root"
     _mount("tmpfs", root, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=755,size=16m")
     for name in _SYSTEM_TREES:
@@ -155,8 +157,8 @@ def _build(folder: Path, packages: Path, binds: Mapping[str, Path]) -> None:
     _bind(folder / "etc", root / ETC[1:], read_only=True)
     _bind(folder / "inside", root / CLUSTER[1:])
     _bind(folder / "home", root / HOME[1:])
-    for place, source in binds.items():
-        _bind(source, root / place.lstrip("/"))
+    for place, (source, read_only) in binds.items():
+        _bind(source, root / place.lstrip("/"), read_only=read_only)
     _bin(root / "run" / "bin", root / PACKAGES[1:])
     _proc(root / "proc")
     (root / "sys").mkdir()
