@@ -14,7 +14,7 @@ from dflare.kit.feed import FeedEntry
 from dflare.kit.plan import StepCall, StepReport
 from dflare.kit.steps import StepRunner
 from dflare.services.baremetal.contract import NodeTypeFacts, PoolFacts, SiteDeclared
-from dflare.services.clusters import activities_life, activities_scheduler
+from dflare.services.clusters import activities_idle, activities_life, activities_scheduler
 from dflare.services.clusters.activities import MembersProjection, SitesProjection, steps
 from dflare.services.clusters.contract import ClusterState
 from dflare.services.clusters.domain import check_transition
@@ -32,6 +32,7 @@ STEPS = {
         *steps(ManualClock(NOW)),
         *activities_life.steps(ManualClock(NOW), SAGAS.__getitem__),
         *activities_scheduler.site_steps(cast("SchedulerHosts", None), ManualClock(NOW)),
+        *activities_idle.site_steps(cast("SchedulerHosts", None), ManualClock(NOW)),
     )
 }
 

@@ -47,9 +47,11 @@ from dflare.services.baremetal.settings import BaremetalSettings
 from dflare.services.baremetal.steps.base import StepParts
 from dflare.services.baremetal.tables import KIT as BAREMETAL
 from dflare.services.clusters import activities as clusters_activities
+from dflare.services.clusters import activities_idle as clusters_activities_idle
 from dflare.services.clusters import activities_life as clusters_activities_life
 from dflare.services.clusters import activities_scheduler as clusters_activities_scheduler
 from dflare.services.clusters.reconciler import ClusterReconciler
+from dflare.services.clusters.reconciler_drains import DrainReconciler
 from dflare.services.clusters.reconciler_jobs import JobReconciler
 from dflare.services.clusters.reconciler_schedulers import SchedulerReconciler
 from dflare.services.clusters.repository_scheduler import SchedulerHosts
@@ -320,7 +322,10 @@ class Platform:
             "baremetal": self.step_activities(BAREMETAL, baremetal),
             "clusters": self.step_activities(
                 CLUSTERS,
-                clusters_activities_scheduler.site_steps(self.scheduler_hosts, process.clock),
+                [
+                    *clusters_activities_scheduler.site_steps(self.scheduler_hosts, process.clock),
+                    *clusters_activities_idle.site_steps(self.scheduler_hosts, process.clock),
+                ],
             ),
             "network": self.step_activities(NETWORK, network),
             "volumes": self.step_activities(VOLUMES, volumes_activities.site_steps(volumes)),
@@ -387,6 +392,7 @@ class Platform:
                     "schedulers",
                     SchedulerReconciler(self.scheduler_hosts, self.process.clock).run(),
                 ),
+                ("drains", DrainReconciler(self.scheduler_hosts).run()),
                 ("jobs", self.job_reconciler().run()),
             ],
             "network": lambda: [("fabrics", Supervisor(self.network_tools()).run())],

@@ -78,6 +78,7 @@ def steps(clock: Clock, plans: Plans) -> list[Step[Any]]:
         "clusters.grown@1": Grown(plans),
         "clusters.drain@1": drain,
         "clusters.undrain@1": undrain,
+        "clusters.let_go@1": let_go,
         "clusters.shrunk@1": shrunk,
     }
     return [LifeStep(name, verb, clock) for name, verb in verbs.items()]
@@ -204,6 +205,13 @@ async def undrain(
         )
     )
     return DONE
+
+
+async def let_go(session: AsyncSession, call: StepCall, cluster: Cluster, now: datetime) -> Outcome:
+    """Nothing of the shrink is taken back from here on; its drained nodes are about to go."""
+    if _resizes(cluster, call):
+        return DONE
+    return Outcome("failed", f"cluster {cluster.name} is {cluster.state}")
 
 
 async def shrunk(session: AsyncSession, call: StepCall, cluster: Cluster, now: datetime) -> Outcome:

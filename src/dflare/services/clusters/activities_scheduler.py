@@ -54,13 +54,15 @@ class Loaded:
     driver: SchedulerHostDriver | None = None
     spec: SchedulerSpec | None = None
     slots: dict[str, str] = field(default_factory=dict[str, str])
+    reasons: dict[str, str] = field(default_factory=dict[str, str])
+    cancelled: bool = False
     waits: str = ""
     told: str = ""
     observed: SchedulerObserved | None = None
     gone: bool = False
 
 
-class _SchedulerStep(ABC):
+class SchedulerStep(ABC):
     """Loads a cluster's host, tells it something, and records what was seen there."""
 
     def __init__(self, name: str, parts: Parts) -> None:
@@ -130,7 +132,7 @@ class _SchedulerStep(ABC):
         return Outcome("failed", f"not in time: {outcome.reason}", shared=outcome.shared)
 
 
-class _TellingStep(_SchedulerStep):
+class _TellingStep(SchedulerStep):
     """A step that needs to know what the scheduler is to be."""
 
     async def load_more(
@@ -165,7 +167,7 @@ class StartScheduler(_TellingStep):
     async def tell(
         self, driver: SchedulerHostDriver, call: StepCall, loaded: Loaded, targets: list[str]
     ) -> dict[str, Outcome]:
-        """See ``_SchedulerStep.tell``. What is there already is told again: a controller set that
+        """See ``SchedulerStep.tell``. What is there already is told again: a controller set that
         failed is started anew so."""
         loaded.told = ""
         seen = await self.observed(driver, call.resource_id, loaded)
@@ -180,7 +182,7 @@ class AwaitNodes(_TellingStep):
     async def tell(
         self, driver: SchedulerHostDriver, call: StepCall, loaded: Loaded, targets: list[str]
     ) -> dict[str, Outcome]:
-        """See ``_SchedulerStep.tell``. While the controller is not up, no node is at fault."""
+        """See ``SchedulerStep.tell``. While the controller is not up, no node is at fault."""
         seen = await self.observed(driver, call.resource_id, loaded)
         if not is_up(seen):
             failed = seen.state is ControllerState.FAILED
@@ -198,22 +200,22 @@ class AwaitNodes(_TellingStep):
         return Outcome("done", observed={"slot": slot, "state": seen.nodes[slot].state})
 
 
-class StopScheduler(_SchedulerStep):
+class StopScheduler(SchedulerStep):
     """Nothing of the cluster's Slurm is left: no process, no mount, no file."""
 
     def without_scheduler(self) -> Outcome:
-        """See ``_SchedulerStep.without_scheduler``."""
+        """See ``SchedulerStep.without_scheduler``."""
         return DONE
 
     async def load_more(
         self, session: AsyncSession, call: StepCall, targets: Sequence[str], loaded: Loaded
     ) -> None:
-        """See ``_SchedulerStep.load_more``: the cluster's id is enough."""
+        """See ``SchedulerStep.load_more``: the cluster's id is enough."""
 
     async def tell(
         self, driver: SchedulerHostDriver, call: StepCall, loaded: Loaded, targets: list[str]
     ) -> dict[str, Outcome]:
-        """See ``_SchedulerStep.tell``."""
+        """See ``SchedulerStep.tell``."""
         loaded.gone = await driver.remove(call.resource_id)
         outcome = DONE if loaded.gone else Outcome("pending", "its Slurm has not ended yet")
         return dict.fromkeys(targets, outcome)

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Literal
 
+from dflare.drivers.scheduler.port import ControllerState
 from dflare.kit.outbox import Event
 from dflare.services.clusters.contract import ClusterState
 from dflare.services.clusters.domain import ORDER_DEADLINE, check_transition, cluster_event
@@ -16,8 +17,11 @@ from dflare.services.clusters.errors import (
     ProtectedError,
     UnknownNodeError,
 )
-from dflare.services.clusters.tables import Cluster, Drain, NodePool
+from dflare.services.clusters.tables import Cluster, Drain, NodePool, Scheduler
 from dflare.services.orchestrator.contract import Placed
+
+DRAINED_BY_US = "dflare:"
+"""How the reason of a drain begins that the platform told a scheduler of."""
 
 EXPIRY = "dflare:expiry"
 """Who releases a cluster whose time is over."""
@@ -148,15 +152,21 @@ def check_owner(drain: Drain, owner: str, node: str) -> None:
 
 def drain_reason(owner: str, why: str) -> str:
     """How a scheduler is told of a drain, so that its own tools show whose it is."""
-    return f"dflare:{owner}: {why}"
+    return f"{DRAINED_BY_US}{owner}: {why}"
 
 
 def find_conditions(
-    cluster: Cluster, nodes: Sequence[NodeHealth], drains: int, now: datetime
+    cluster: Cluster,
+    nodes: Sequence[NodeHealth],
+    drains: int,
+    scheduler: Scheduler | None,
+    now: datetime,
 ) -> list[Finding]:
-    """The conditions of a cluster as they follow from what is known of it and its nodes. That of
-    its scheduler is found where the scheduler is reached, and not here."""
+    """The conditions of a cluster as they follow from what is known of it, its nodes and, if it has
+    one, its scheduler."""
     findings = [_ready(cluster), _nodes(nodes, drains)]
+    if scheduler is not None:
+        findings.append(_scheduler(cluster, scheduler))
     if cluster.expires_at is not None:
         findings.append(_expiring(cluster, cluster.expires_at, now))
     return findings
@@ -258,6 +268,17 @@ def _nodes(nodes: Sequence[NodeHealth], drains: int) -> Finding:
     return Finding(
         Condition.NODES_HEALTHY, "true", "AllActive", f"{len(nodes)} nodes are active{drained}"
     )
+
+
+def _scheduler(cluster: Cluster, scheduler: Scheduler) -> Finding:
+    healthy = Condition.SCHEDULER_HEALTHY
+    if not scheduler.state:
+        return Finding(healthy, "unknown", "NotHeardOf", "nothing is known of the scheduler yet")
+    if scheduler.state == ControllerState.READY:
+        return Finding(healthy, "true", "Ready", "the scheduler answers")
+    gone = f"the scheduler of cluster {cluster.name} is {scheduler.state}"
+    message = f"{gone}: {scheduler.reason}" if scheduler.reason else gone
+    return Finding(healthy, "false", scheduler.state.capitalize(), message[:500])
 
 
 def _expiring(cluster: Cluster, expires_at: datetime, now: datetime) -> Finding:

@@ -88,10 +88,15 @@ class ClusterReconciler:
         ids = [cluster.id for cluster in page]
         health = await repository_life.health_of(session, ids)
         drains = await repository_life.drains_of(session, ids)
+        schedulers = await repository_life.schedulers_of(session, ids)
         now = self.clock.now()
         return {
             cluster.id: find_conditions(
-                cluster, health.get(cluster.id, []), len(drains.get(cluster.id, [])), now
+                cluster,
+                health.get(cluster.id, []),
+                len(drains.get(cluster.id, [])),
+                schedulers.get(cluster.id),
+                now,
             )
             for cluster in page
         }

@@ -12,7 +12,15 @@ from dflare.kit.errors import NotFoundError
 from dflare.services.auth.contract import Scope
 from dflare.services.clusters.contract import ClusterState
 from dflare.services.clusters.domain_life import NodeHealth
-from dflare.services.clusters.tables import KIT, Cluster, Drain, KnownNode, Member, NodePool
+from dflare.services.clusters.tables import (
+    KIT,
+    Cluster,
+    Drain,
+    KnownNode,
+    Member,
+    NodePool,
+    Scheduler,
+)
 
 _ENDING = (ClusterState.DELETING, ClusterState.DELETED)
 
@@ -71,6 +79,12 @@ async def health_of(
     for row in rows:
         found[row.cluster_id].append(NodeHealth(row.node_name, row.state, row.reason or ""))
     return found
+
+
+async def schedulers_of(session: AsyncSession, cluster_ids: Sequence[str]) -> dict[str, Scheduler]:
+    """The schedulers of those clusters that have one."""
+    rows = await session.scalars(select(Scheduler).where(Scheduler.cluster_id.in_(cluster_ids)))
+    return {row.cluster_id: row for row in rows}
 
 
 async def living(session: AsyncSession, after: str, limit: int) -> list[Cluster]:

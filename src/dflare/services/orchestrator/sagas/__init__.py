@@ -11,9 +11,12 @@ from dflare.services.orchestrator.sagas.create_slurm_cluster import CREATE_SLURM
 from dflare.services.orchestrator.sagas.delete_cluster import DELETE_CLUSTER
 from dflare.services.orchestrator.sagas.delete_slurm_cluster import DELETE_SLURM_CLUSTER
 from dflare.services.orchestrator.sagas.enrol_nodes import ENROL_NODES
-from dflare.services.orchestrator.sagas.grow_cluster import GROW_CLUSTER
+from dflare.services.orchestrator.sagas.grow_cluster import GROW_CLUSTER, GROW_SLURM_CLUSTER
 from dflare.services.orchestrator.sagas.node_actions import NODE_ACTIONS
-from dflare.services.orchestrator.sagas.shrink_cluster import SHRINK_CLUSTER
+from dflare.services.orchestrator.sagas.shrink_cluster import (
+    SHRINK_CLUSTER,
+    SHRINK_SLURM_CLUSTER,
+)
 from dflare.services.orchestrator.sagas.volumes import VOLUME_SAGAS
 
 SAGAS: Mapping[str, Plan] = {
@@ -24,7 +27,9 @@ SAGAS: Mapping[str, Plan] = {
         CREATE_SLURM_CLUSTER,
         DELETE_SLURM_CLUSTER,
         GROW_CLUSTER,
+        GROW_SLURM_CLUSTER,
         SHRINK_CLUSTER,
+        SHRINK_SLURM_CLUSTER,
         ENROL_NODES,
         *NODE_ACTIONS,
         *VOLUME_SAGAS,

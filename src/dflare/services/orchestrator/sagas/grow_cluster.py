@@ -19,6 +19,10 @@ _GROWN = PlannedStep(name="clusters.grown@1", on="resource", per_site=False, dea
 # No undo: the controller runs already, and what it hears of nodes that do not come harms nobody.
 _TELL_SCHEDULER = parts.START_SCHEDULER.model_copy(update={"undo": None})
 
+# No undo: a slot that takes work without a node is what it was before a node ever stood there. It
+# comes after the power-on, since a node that left may have been drained in the same slot.
+_RESUME = PlannedStep(name="clusters.resume_nodes@1", deadline_s=1800, replaceable=True)
+
 GROW_CLUSTER = Plan(
     saga="grow_cluster",
     steps=(
@@ -42,6 +46,7 @@ GROW_SLURM_CLUSTER = Plan(
         parts.CONFIRM,
         _TELL_SCHEDULER,
         *parts.PREPARE_NODES,
+        _RESUME,
         parts.AWAIT_NODES,
         parts.VERIFY_NETWORK,
         parts.HAND_OVER,

@@ -24,17 +24,28 @@ _AWAIT_IDLE = PlannedStep(
     undo_deadline_s=1800,
 )
 
-# The commit step: usage ends here. As of any release, nothing from here on has an undo.
-_RELEASE = parts.RELEASE.model_copy(update={"commit": True})
+# The commit step, apart from the release itself: an allocation whose release has begun cannot be
+# taken back, so that nothing may turn around once it may have.
+_LET_GO = PlannedStep(
+    name="clusters.let_go@1", on="resource", per_site=False, deadline_s=120, commit=True
+)
 
 _SHRUNK = PlannedStep(name="clusters.shrunk@1", on="resource", per_site=False, deadline_s=120)
 
 SHRINK_CLUSTER = Plan(
     saga="shrink_cluster",
-    steps=(_BEGIN, _DRAIN, _RELEASE, *parts.CLEAN_NODES, _SHRUNK),
+    steps=(_BEGIN, _DRAIN, _LET_GO, parts.RELEASE, *parts.CLEAN_NODES, _SHRUNK),
 )
 
 SHRINK_SLURM_CLUSTER = Plan(
     saga="shrink_slurm_cluster",
-    steps=(_BEGIN, _DRAIN, _AWAIT_IDLE, _RELEASE, *parts.CLEAN_NODES, _SHRUNK),
+    steps=(
+        _BEGIN,
+        _DRAIN,
+        _AWAIT_IDLE,
+        _LET_GO,
+        parts.RELEASE,
+        *parts.CLEAN_NODES,
+        _SHRUNK,
+    ),
 )
