@@ -16,6 +16,7 @@ from dflare.cli.demo_proofs import (
     Reach,
     bill,
     isolation_problems,
+    job_bill_problems,
     job_problems,
     last_boot,
     reach,
@@ -146,6 +147,12 @@ def test_a_job_must_have_printed_from_every_server_with_every_gpu(
     problems = job_problems(job, lines, nodes=2, gpus=2)
     assert bool(problems) == bool(words)
     assert all(any(word in problem for problem in problems) for word in words)
+
+
+def test_what_invoices_tell_of_a_job_must_be_what_accounting_says() -> None:
+    invoices: list[Any] = [{"jobs": [{"gpu_seconds": "100"}]}, {"jobs": [{"gpu_seconds": "28"}]}]
+    assert job_bill_problems(invoices, {"gpu_seconds": "128"}) == []
+    assert "128 GPU-seconds" in job_bill_problems(invoices, {"gpu_seconds": "256"})[0]
 
 
 def test_everything_that_a_release_leaves_behind_is_named() -> None:

@@ -4,7 +4,7 @@ import time
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from dflare.cli.demo_proofs import Bill, Bracket, bill
+from dflare.cli.demo_proofs import Bill, Bracket, bill, job_bill_problems
 from dflare.cli.demo_stage import INDENT
 from dflare.cli.demo_world import Simulator, Tenant
 from dflare.cli.errors import CliError, Json
@@ -39,8 +39,23 @@ def bill_of(simulator: Simulator, order: "Order", handed_over: Bracket) -> Bill:
     return bill(invoices, usage, price, handed_over, window, order.count)
 
 
-def bill_table(found: Bill, price: Decimal, currency: str, nodes: int) -> "RenderableType":
-    """What is to be paid, and by whose word."""
+def job_told(tenant: Tenant, job: Json) -> list[str]:
+    """What is wrong with what the invoices tell of the job; the ledger may be a moment late."""
+    began, ended = parse_time(job["created_at"]), parse_time(job["ended_at"])
+    months = sorted({f"{at:%Y-%m}" for at in (began, ended)})
+    deadline = time.monotonic() + LEDGER_WITHIN_S
+    while True:
+        invoices = [tenant.api.get(tenant.path("invoices", month)) for month in months]
+        wrong = job_bill_problems(invoices, job)
+        if not wrong or time.monotonic() > deadline:
+            return wrong
+        time.sleep(LEDGER_POLL_S)
+
+
+def bill_table(
+    found: Bill, price: Decimal, currency: str, nodes: int, job: Json | None
+) -> "RenderableType":
+    """What is to be paid, and by whose word; and what of it a job had."""
     from rich.padding import Padding
     from rich.table import Table
 
@@ -60,6 +75,8 @@ def bill_table(found: Bill, price: Decimal, currency: str, nodes: int) -> "Rende
         f"{found.least} to {found.most} {currency}",
         "boot or hand-over to request of release",
     )
+    if job is not None:
+        table.add_row("job", f"{job['gpu_seconds']} GPU-seconds", "told beside it, for its member")
     return Padding(table, (0, 0, 0, INDENT))
 
 

@@ -22,7 +22,9 @@ SHOWN = 4
 """Lines of the output that are shown before it is cut."""
 SCRIPT = """#!/bin/bash
 srun --ntasks-per-node=1 bash -c 'echo "$(hostname) has GPUs $SLURM_STEP_GPUS"' | sort -V{tee}
+sleep 2
 """
+"""It sleeps because Slurm's accounting counts whole seconds."""
 
 
 def make_volume(story: "Story", order: "Order") -> None:

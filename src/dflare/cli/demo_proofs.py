@@ -175,6 +175,15 @@ def job_problems(job: Json, lines: Sequence[str], nodes: int, gpus: int) -> list
     return found
 
 
+def job_bill_problems(invoices: Sequence[Json], job: Json) -> list[str]:
+    """What is wrong with what invoices tell of jobs, where this was the only one."""
+    told = sum((Decimal(one["gpu_seconds"]) for i in invoices for one in i["jobs"]), Decimal(0))
+    had = Decimal(job["gpu_seconds"])
+    if told == had:
+        return []
+    return [f"invoices say that jobs had {told} GPU-seconds, Slurm's accounting {had}"]
+
+
 def traces(
     hosts: Mapping[str, Json],
     nodes: frozenset[str],

@@ -300,7 +300,7 @@ class Story:
         self.stage.pause(GLANCE_S)
 
     def _bill(self, order: Order) -> None:
-        from dflare.cli.demo_bill import bill_of, bill_table
+        from dflare.cli.demo_bill import bill_of, bill_table, job_told
 
         self.stage.act("The bill" if order.asked else "The bill so far")
         booted = demo_proofs.last_boot(
@@ -313,11 +313,17 @@ class Story:
             return
         found = bill_of(self.world.simulator, order, demo_proofs.Bracket(booted, order.told))
         price = Decimal(order.node_type["price_per_node_hour"])
-        self.stage.show(bill_table(found, price, order.node_type["currency"], order.count))
+        currency = str(order.node_type["currency"])
+        self.stage.show(bill_table(found, price, currency, order.count, order.job))
         self.stage.proof(
             "the invoice is ledger times price, to the cent, and what the log allows",
             found.problems(),
         )
+        if order.job is not None:
+            self.stage.proof(
+                "the invoice tells of the job what Slurm's own accounting does",
+                job_told(order.tenant, order.job),
+            )
         self.stage.pause(READ_S)
 
     def _clean(self, order: Order, text: str) -> None:
