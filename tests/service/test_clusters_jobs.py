@@ -334,6 +334,7 @@ async def test_a_job_that_is_queued_again_has_a_run_for_each_time(shop: Shop) ->
     await shop.submit()
     await shop.look()
     shop.slurm.turn(1, "NODE_FAIL", start=0, end=100, elapsed=100)
+    await shop.look()
     shop.slurm.turn(1, "PENDING", again=True)
     await shop.look()
     waiting = await shop.job()
@@ -343,6 +344,23 @@ async def test_a_job_that_is_queued_again_has_a_run_for_each_time(shop: Shop) ->
     job = await shop.job()
     assert (job["state"], job["runs"], Decimal(job["gpu_seconds"])) == ("ended", 2, 16 * 150)
     assert [run.number for run in (await shop.told())[-1].runs] == [1, 2]
+
+
+async def test_a_job_that_is_to_run_again_has_not_ended_and_writes_anew(shop: Shop) -> None:
+    await shop.submit()
+    await shop.look()
+    shop.slurm.jobs[1].output = b"first run, and long\n"
+    # Accounting hears of the next run only once it may begin, some minutes later.
+    shop.slurm.turn(1, "REQUEUED", start=0, end=100, elapsed=100)
+    await shop.look()
+    assert (await shop.job())["state"] == "submitted"
+    shop.slurm.jobs[1].output = b"second\n"
+    shop.slurm.turn(1, "COMPLETED", start=200, end=250, elapsed=50, again=True)
+    await shop.look()
+    await shop.look()
+    output = await shop.output("1")
+    assert (output["text"], output["state"]) == ("second\n", "complete")
+    assert (await shop.job())["runs"] == 2
 
 
 async def test_time_in_which_a_job_was_suspended_is_not_told(shop: Shop) -> None:

@@ -22,6 +22,9 @@ OUR_OPTIONS = ("--account", "--wckey", "--comment", "--parsable", "--job-name")
 short and abbreviated forms count too (sbatch(1), getopt)."""
 _SHORT = ("-A", "-J")
 _WAITING = "PENDING"
+_AGAIN = ("REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED")
+"""Last words on a run whose job waits for its next one, of which accounting hears when it may begin
+(sacct(1), Job state codes)."""
 _NUMBER = re.compile(r"\d+")
 
 _ALLOWED: Mapping[JobState, frozenset[JobState]] = {
@@ -107,7 +110,8 @@ def _state_of(records: Sequence[JobRecord]) -> JobState:
     living = [record for record in records if record.ended_at is None]
     if any(_ran(record) for record in living):
         return JobState.RUNNING
-    return JobState.SUBMITTED if living else JobState.ENDED
+    waits = living or records[-1].state in _AGAIN
+    return JobState.SUBMITTED if waits else JobState.ENDED
 
 
 def _ran(record: JobRecord) -> bool:

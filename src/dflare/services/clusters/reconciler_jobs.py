@@ -239,8 +239,12 @@ class JobReconciler:
                 job = _direct_job(cluster, number, records, now)
                 session.add(job)
                 await session.flush()
+            had = len(job.runs)
             if domain_jobs.fold(job, records, now):
                 changed.append(job)
+            if 0 < had < len(job.runs):
+                # A job that runs again writes its output anew.
+                await repository_jobs.drop_output(session, job)
         await session.flush()
         await outbox.emit(session, KIT, [domain_jobs.job_event(job, now) for job in changed])
         return not hold_back

@@ -125,6 +125,12 @@ async def unread(session: AsyncSession, cluster_id: str, before: datetime, limit
     return list((await session.scalars(query.order_by(*order).limit(limit))).all())
 
 
+async def drop_output(session: AsyncSession, job: Job) -> None:
+    """Forget what a locked job wrote; it is read again from its beginning."""
+    await session.execute(delete(JobOutput).where(JobOutput.job_id == job.id))
+    job.output_bytes, job.output_state, job.output_checked_at = 0, "", None
+
+
 async def drop_outputs(session: AsyncSession, site_id: str, before: datetime) -> None:
     """Forget what jobs of a site wrote that ended before then."""
     old = select(Job.id).where(
