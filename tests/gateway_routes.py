@@ -1,6 +1,8 @@
 """What each kind of caller is answered by every route of the gateway, on things of the home tenant
 of ``tenanted_gateway``."""
 
+import itertools
+from datetime import timedelta
 from typing import Any
 
 from auth_routes import ADMINS, TENANTS, auth_expectations, fresh
@@ -209,6 +211,10 @@ def _volumes(gateway: TenantedGateway) -> dict[str, Expectation]:
     async def access() -> dict[str, str]:
         return {**await fresh_one(), "cluster": gateway.home.cluster}
 
+    async def snapshot() -> dict[str, str]:
+        volume = await gateway.new_volume()
+        return {**project, "volume": volume, "snapshot": await gateway.new_snapshot(volume)}
+
     def order() -> dict[str, Any]:
         return {"name": fresh("v"), "size_gib": 1}
 
@@ -229,6 +235,13 @@ def _volumes(gateway: TenantedGateway) -> dict[str, Expectation]:
         "DELETE /v1/projects/{project}/volumes/{volume}/access/{cluster}": Expectation(
             changed, path=access
         ),
+        "GET /v1/projects/{project}/volumes/{volume}/snapshots": Expectation(IN_PROJECT, path=one),
+        "PUT /v1/projects/{project}/volumes/{volume}/snapshots/{snapshot}": Expectation(
+            changed, path=snapshot
+        ),
+        "DELETE /v1/projects/{project}/volumes/{volume}/snapshots/{snapshot}": Expectation(
+            changed, path=snapshot
+        ),
     }
 
 
@@ -239,8 +252,39 @@ def _orchestrator(gateway: TenantedGateway) -> dict[str, Expectation]:
 
         return path
 
+    project = {"project": gateway.home.project.id}
+    reservations = f"/v1/projects/{gateway.home.project.id}/reservations"
+
+    hours = itertools.count(1)
+
+    def brief() -> dict[str, Any]:
+        # Each has an hour of its own, so that all can have the one leaf that is free.
+        starts_at = gateway.platform.process.clock.now() + timedelta(hours=next(hours))
+        return {
+            "name": fresh("r"),
+            "node_type": NODE_TYPE,
+            "blocks": 1,
+            "level": "leaf",
+            "starts_at": starts_at.isoformat(),
+            "ends_at": (starts_at + timedelta(minutes=30)).isoformat(),
+        }
+
+    async def reservation() -> dict[str, str]:
+        made = await gateway.ask("operator", "POST", reservations, json=brief())
+        return {**project, "reservation": made.json()["id"]}
+
     one = {"operation": gateway.home.operation}
     return {
+        "GET /v1/projects/{project}/reservations": Expectation(IN_PROJECT, path=project),
+        "POST /v1/projects/{project}/reservations": operators_alone(
+            201, *TENANTS, path=project, body=brief
+        ),
+        "GET /v1/projects/{project}/reservations/{reservation}": Expectation(
+            IN_PROJECT, path=reservation
+        ),
+        "DELETE /v1/projects/{project}/reservations/{reservation}": operators_alone(
+            204, *TENANTS, path=reservation
+        ),
         "GET /v1/operations": Expectation(EVERYONE, query={"limit": "500"}),
         "GET /v1/operations/{operation}": Expectation(IN_PROJECT, path=one),
         "GET /v1/operations/{operation}/trace": Expectation(IN_PROJECT, path=one),

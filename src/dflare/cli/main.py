@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "ssh-key": ("ssh_key", "SSH keys that nodes accept.", TENANTS),
     "user-data": ("user_data", "Cloud-init user data that nodes boot with.", TENANTS),
     "network": ("network", "Isolated networks of clusters.", TENANTS),
+    "reservation": ("reservation", "Whole blocks kept for a project.", TENANTS),
     "quota": ("quota", "How much a project may hold.", TENANTS),
     "usage": ("billing", "Usage that is billed.", TENANTS),
     "invoice": ("billing", "Invoices.", TENANTS),

@@ -17,7 +17,12 @@ from dflare.kit.ids import new_id
 from dflare.kit.plan import StepCall
 from dflare.kit.steps import DONE, Outcome, Step
 from dflare.services.auth.contract import Scope
-from dflare.services.orchestrator import domain, repository
+from dflare.services.orchestrator import (
+    domain,
+    repository,
+    repository_reservations,
+    repository_waiting,
+)
 from dflare.services.orchestrator.contract import AllocationState, Wishes
 from dflare.services.orchestrator.placement import Wish, place
 from dflare.services.orchestrator.placement_pools import why_not_free, wish_of
@@ -108,8 +113,11 @@ async def _take_again(
         return dict.fromkeys(node_ids, Outcome("failed", CAPACITY_LOST))
     sample = next(iter(earlier.values()))
     await repository.lock_site(session, sample.site_id)
-    nodes = await repository.site_nodes(
-        session, sample.site_id, {one.node_type for one in earlier.values()}
+    nodes = await repository.free_for(
+        session,
+        sample.site_id,
+        {one.node_type for one in earlier.values()},
+        await _barred(session, sample, now),
     )
     free = {node.node_id for node in nodes if node.free} & set(earlier)
     limits = await repository.quota_limits(session, sample.project_id)
@@ -266,7 +274,7 @@ async def replace(
         outcomes[target] = (
             Outcome("done", result=stand_in)
             if stand_in
-            else Outcome("failed", await _none_left(session, known, target))
+            else Outcome("failed", await _none_left(session, known, target, now))
         )
     return outcomes
 
@@ -285,7 +293,9 @@ async def _stand_in(
     if old is None:
         return None
     tried = {one.node_id for one in known}
-    nodes = await repository.site_nodes(session, old.site_id, [old.node_type])
+    nodes = await repository.free_for(
+        session, old.site_id, [old.node_type], await _barred(session, old, now)
+    )
     wish = await _wish(session, call)
     cluster = await repository.of_cluster(session, _SCOPE, call.resource_id)
     going = {one.node_id for one in cluster if one.state != AllocationState.RELEASING} - {target}
@@ -308,6 +318,14 @@ async def _stand_in(
     return chosen.node_id
 
 
+async def _barred(session: AsyncSession, allocation: Allocation, now: datetime) -> frozenset[str]:
+    """Nodes that are reserved for others in the time that the order has left."""
+    ends_at = await repository_waiting.end_of(session, allocation.cluster_id)
+    return await repository_reservations.barred(
+        session, allocation.site_id, allocation.project_id, now, ends_at
+    )
+
+
 async def _wish(session: AsyncSession, call: StepCall) -> Wish:
     row = await repository.reservation(session, call.operation_id)
     if row is None:
@@ -315,11 +333,15 @@ async def _wish(session: AsyncSession, call: StepCall) -> Wish:
     return wish_of(await placement_of(session, Wishes.model_validate(row.wishes)))
 
 
-async def _none_left(session: AsyncSession, known: Sequence[Allocation], target: str) -> str:
+async def _none_left(
+    session: AsyncSession, known: Sequence[Allocation], target: str, now: datetime
+) -> str:
     old = next((one for one in known if one.node_id == target), None)
     if old is None:
         return "the order does not have this node"
-    nodes = await repository.site_nodes(session, old.site_id, [old.node_type])
+    nodes = await repository.free_for(
+        session, old.site_id, [old.node_type], await _barred(session, old, now)
+    )
     tried = {one.node_id for one in known}
     if free := sum(node.free and node.node_id not in tried for node in nodes):
         return f"none of the {free} free nodes of type {old.node_type} meets the order's wishes"

@@ -12,10 +12,12 @@ from dflare.kit.pagination import Cursor, Limit, Page, decode_cursor, next_curso
 from dflare.kit.plan import OperationState
 from dflare.kit.tables import KitTables
 from dflare.services.auth.contract import Authorizer, Principal
+from dflare.services.orchestrator import api_reservations
 from dflare.services.orchestrator.contract import AllocationState
 from dflare.services.orchestrator.repository import ListFilter
 from dflare.services.orchestrator.service import OrchestratorService
 from dflare.services.orchestrator.service_operations import OperationDesk, SpanNode
+from dflare.services.orchestrator.service_reservations import ReservationService
 from dflare.services.orchestrator.tables import Allocation
 
 Project = Annotated[str | None, Query(description="Id or name of a project")]
@@ -222,4 +224,6 @@ def router(
         rows, more = await desk.list_allocations(caller, wanted)
         return Page(items=[_allocation_answer(row) for row in rows], next_cursor=next_cursor(more))
 
+    reservations = ReservationService(orchestrator.database, orchestrator.clock, authorizer)
+    routes.include_router(api_reservations.router(reservations, authorizer, principal))
     return routes

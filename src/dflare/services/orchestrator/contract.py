@@ -6,7 +6,7 @@ ends), ``end@1``, ``replace@1`` (results: the stand-in's node id), ``claim@1`` (
 exclusive right to act on nodes outside an order; undo ``unclaim@1``), ``unclaim@1``.
 
 Events emitted: ``allocation.changed`` (data: ``AllocationFacts``), ``claim.changed`` (data:
-``ClaimFacts``).
+``ClaimFacts``), ``reservation.changed`` (data: ``BlockReservationFacts``).
 Events consumed: ``node.declared``, ``node.state_changed``, ``site.declared``, ``quota.changed``,
 ``operation.changed``, ``cluster.changed`` (when a cluster ends).
 """
@@ -135,6 +135,27 @@ class Wishes(_Contract):
     wait: bool = False
     ends_at: AwareDatetime | None = None
     ttl_s: float = 120
+
+
+class BlockReservationFacts(_Contract):
+    """Data of ``reservation.changed``: nodes that are for one project alone for a time.
+
+    ``level`` is the kind of group that was taken whole; ``state`` is ``scheduled`` or
+    ``cancelled``.
+    """
+
+    id: str
+    version: int
+    name: str
+    site_id: str
+    project_id: str
+    node_type: str
+    level: Same
+    block_names: tuple[str, ...]
+    node_ids: tuple[str, ...]
+    state: str
+    starts_at: AwareDatetime
+    ends_at: AwareDatetime
 
 
 @dataclass(frozen=True)

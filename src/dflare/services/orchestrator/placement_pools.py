@@ -30,7 +30,8 @@ _WISHES_IN_WORDS = {"same": "the wish for one group", "exclude": "the exclusions
 
 @dataclass(frozen=True)
 class SiteNode:
-    """A node as placement sees it; ``busy`` where an order or another operation has it."""
+    """A node as placement sees it; ``busy`` where an order or another operation has it, and
+    ``reserved`` where it is kept for another project than the one that asks."""
 
     node_id: str
     name: str
@@ -43,11 +44,13 @@ class SiteNode:
     state: str
     cordoned: bool
     busy: bool
+    reserved: bool = False
 
     @property
     def free(self) -> bool:
         """Whether an order may have it."""
-        return self.state == "available" and not self.cordoned and not self.busy
+        usable = self.state == "available" and not self.cordoned
+        return usable and not self.busy and not self.reserved
 
     @property
     def candidate(self) -> Candidate:
@@ -158,6 +161,8 @@ def why_not_free(node_type: str, nodes: Sequence[SiteNode]) -> dict[str, int]:
             reasons[f"in {node.state}" if node.state != "failed" else "failed"] += 1
         elif node.busy:
             reasons["held by other orders"] += 1
+        elif node.reserved:
+            reasons["reserved for other projects"] += 1
         elif node.state != "available":
             reasons[_STATES_IN_WORDS.get(node.state, node.state)] += 1
         else:

@@ -6,8 +6,8 @@ allocations by node, claims by node.
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 
@@ -77,6 +77,17 @@ async def site_nodes(
         .order_by(Node.name)
     )
     return [SiteNode(*row) for row in rows]
+
+
+async def free_for(
+    session: AsyncSession,
+    site_id: str,
+    node_types: Iterable[str],
+    barred: Collection[str],
+) -> list[SiteNode]:
+    """The nodes of ``site_nodes``, with those marked that are reserved for others."""
+    nodes = await site_nodes(session, site_id, node_types)
+    return [replace(one, reserved=True) if one.node_id in barred else one for one in nodes]
 
 
 async def sites_of(session: AsyncSession, node_ids: Sequence[str]) -> dict[str, str]:

@@ -24,6 +24,7 @@ class Holding:
     node_id: str
     cluster_id: str
     organization_id: str
+    project_id: str
     state: str
     ends_at: datetime | None
 
@@ -36,6 +37,7 @@ async def holdings(session: AsyncSession, scope: Scope, site_id: str) -> list[Ho
             Allocation.node_id,
             Allocation.cluster_id,
             Allocation.organization_id,
+            Allocation.project_id,
             Allocation.state,
             KnownEnd.ends_at,
         )
@@ -103,6 +105,11 @@ async def keep_end(
             index_elements=["cluster_id"], set_=values, where=KnownEnd.version < version
         )
     )
+
+
+async def end_of(session: AsyncSession, cluster_id: str) -> datetime | None:
+    """When a cluster ends at the latest, if that is known."""
+    return await session.scalar(select(KnownEnd.ends_at).where(KnownEnd.cluster_id == cluster_id))
 
 
 async def drop_end(session: AsyncSession, cluster_id: str) -> None:

@@ -16,7 +16,11 @@ from dflare.kit.ids import new_id
 from dflare.kit.plan import Plan
 from dflare.kit.telemetry import span
 from dflare.services.auth.contract import Scope
-from dflare.services.orchestrator import repository, repository_waiting
+from dflare.services.orchestrator import (
+    repository,
+    repository_reservations,
+    repository_waiting,
+)
 from dflare.services.orchestrator.contract import (
     AllocationState,
     Placed,
@@ -328,18 +332,21 @@ async def _choose(
     if await repository_waiting.waiting_at(session, wishes.site_id):
         queue = await queue_at(session, wishes.site_id, now, new=(operation_id, wishes))
         return await _in_turn(session, operation_id, wishes, queue)
-    return await _first_come(session, wishes)
+    return await _first_come(session, wishes, now)
 
 
-async def _first_come(session: AsyncSession, wishes: Wishes) -> Placement:
+async def _first_come(session: AsyncSession, wishes: Wishes, now: datetime) -> Placement:
     own = {
         one.node_id: one.node_type
         for one in await repository.of_cluster(session, _SCOPE, wishes.cluster_id)
         if one.state != AllocationState.RELEASING
     }
     wish = wish_of(await placement_of(session, wishes))
-    nodes = await repository.site_nodes(
-        session, wishes.site_id, {*wanted_by_type(wishes.pools), *own.values()}
+    barred = await repository_reservations.barred(
+        session, wishes.site_id, wishes.project_id, now, wishes.ends_at
+    )
+    nodes = await repository.free_for(
+        session, wishes.site_id, {*wanted_by_type(wishes.pools), *own.values()}, barred
     )
     near = [node for node in nodes if node.node_id in own]
     changed: set[str] = set()
@@ -364,7 +371,7 @@ async def _in_turn(
         if not await repository.no_longer_free(session, chosen):
             return placement
     # Alone it may fail for its own sake, which is the better reason.
-    await _first_come(session, wishes)
+    await _first_come(session, wishes, queue.stock.now)
     others = len(queue.turns) - 1
     raise CapacityError(
         f"nodes are free, but {others} order{'s wait' if others > 1 else ' waits'} for them",

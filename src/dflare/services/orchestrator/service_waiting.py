@@ -8,7 +8,11 @@ from datetime import datetime, timedelta
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from dflare.services.auth.contract import Scope
-from dflare.services.orchestrator import repository, repository_waiting
+from dflare.services.orchestrator import (
+    repository,
+    repository_reservations,
+    repository_waiting,
+)
 from dflare.services.orchestrator.contract import AllocationState, PlacementWish, Wishes
 from dflare.services.orchestrator.placement_pools import Placement, wanted_by_type, wish_of
 from dflare.services.orchestrator.placement_queue import (
@@ -107,6 +111,9 @@ async def queue_at(
                 arrived_at,
                 wish=wish_of(await placement_of(session, wishes)),
                 near=near,
+                barred=await repository_reservations.barred(
+                    session, site_id, wishes.project_id, now, wishes.ends_at
+                ),
                 ends_at=wishes.ends_at,
             )
         )

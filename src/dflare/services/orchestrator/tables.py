@@ -174,6 +174,39 @@ class KnownEnd(Base):
     version: Mapped[int]
 
 
+class BlockReservation(Base):
+    """Whole groups of nodes that are for one project's orders alone from a time to a time."""
+
+    __tablename__ = "block_reservation"
+    __table_args__ = (
+        Index(
+            "uq_block_reservation_name",
+            "project_id",
+            "name",
+            unique=True,
+            postgresql_where=text("state = 'scheduled'"),
+        ),
+        Index("ix_block_reservation_site", "site_id", "ends_at"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    organization_id: Mapped[str]
+    project_id: Mapped[str]
+    site_id: Mapped[str]
+    name: Mapped[str]
+    node_type: Mapped[str]
+    level: Mapped[str]
+    block_names: Mapped[list[str]]
+    node_ids: Mapped[list[str]]
+    node_names: Mapped[list[str]]
+    state: Mapped[str]
+    starts_at: Mapped[datetime]
+    ends_at: Mapped[datetime]
+    created_by: Mapped[str]
+    created_at: Mapped[datetime]
+    version: Mapped[int]
+
+
 class QuotaLimit(Base):
     """Read model of ``quota.changed``: nodes of a type that a project may hold at once."""
 

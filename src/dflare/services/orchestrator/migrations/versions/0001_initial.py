@@ -79,6 +79,42 @@ def upgrade() -> None:
         postgresql_where=sa.text("state IN ('held', 'confirmed')"),
     )
     op.create_table(
+        "block_reservation",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("organization_id", sa.Text(), nullable=False),
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.Column("site_id", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("node_type", sa.Text(), nullable=False),
+        sa.Column("level", sa.Text(), nullable=False),
+        sa.Column("block_names", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("node_ids", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("node_names", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("starts_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("ends_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("created_by", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_block_reservation")),
+        schema="orchestrator",
+    )
+    op.create_index(
+        "ix_block_reservation_site",
+        "block_reservation",
+        ["site_id", "ends_at"],
+        unique=False,
+        schema="orchestrator",
+    )
+    op.create_index(
+        "uq_block_reservation_name",
+        "block_reservation",
+        ["project_id", "name"],
+        unique=True,
+        schema="orchestrator",
+        postgresql_where=sa.text("state = 'scheduled'"),
+    )
+    op.create_table(
         "claim",
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("node_id", sa.Text(), nullable=False),
@@ -254,6 +290,16 @@ def downgrade() -> None:
     )
     op.drop_index("ix_claim_operation", table_name="claim", schema="orchestrator")
     op.drop_table("claim", schema="orchestrator")
+    op.drop_index(
+        "uq_block_reservation_name",
+        table_name="block_reservation",
+        schema="orchestrator",
+        postgresql_where=sa.text("state = 'scheduled'"),
+    )
+    op.drop_index(
+        "ix_block_reservation_site", table_name="block_reservation", schema="orchestrator"
+    )
+    op.drop_table("block_reservation", schema="orchestrator")
     op.drop_index(
         "uq_allocation_slot",
         table_name="allocation",
