@@ -50,8 +50,8 @@ from dflare.services.orchestrator.sagas import SAGAS
 from dflare.services.orchestrator.tables import KIT as ORCHESTRATOR
 from dflare.services.orchestrator.tables import Allocation
 from dflare.services.volumes.contract import QUOTA as VOLUME_QUOTA
-from dflare.services.volumes.contract import VolumeState
-from dflare.services.volumes.tables import KnownSite, Volume
+from dflare.services.volumes.contract import SnapshotState, VolumeState
+from dflare.services.volumes.tables import KnownSite, Snapshot, Volume
 from dflare.site.document import SiteDocument
 from dflare.site.layout import LayoutOptions
 from dflare.site.synthetic import synthetic_site
@@ -223,6 +223,20 @@ class TenantedGateway:
         async with self.database.transaction("volumes") as session:
             session.add(volume)
         return volume.id
+
+    async def new_snapshot(self, volume_id: str) -> str:
+        """A snapshot of a volume that nobody has taken yet; its name."""
+        snapshot = Snapshot(
+            id=new_id("snp"),
+            volume_id=volume_id,
+            name="kept",
+            state=SnapshotState.CREATING,
+            created_by="a test",
+            created_at=self.platform.process.clock.now(),
+        )
+        async with self.database.transaction("volumes") as session:
+            session.add(snapshot)
+        return "kept"
 
     async def new_operation(self, state: OperationState) -> str:
         """An operation of the home project in a state; its id."""

@@ -1,9 +1,10 @@
 """The service of volumes over real PostgreSQL and a real directory, without the interpreter."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import shutil
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,12 @@ import httpx
 from sqlalchemy import insert, select
 
 from dflare.drivers.volumes.local import LocalVolumes
-from dflare.drivers.volumes.port import VolumeObserved, VolumeUse
+from dflare.drivers.volumes.port import (
+    SNAPSHOTS,
+    VolumeObserved,
+    VolumeRefusedError,
+    VolumeUse,
+)
 from dflare.kit.clock import ManualClock
 from dflare.kit.db import Database
 from dflare.kit.feed import FeedEntry
@@ -233,13 +239,55 @@ class World:
         await self.told("cluster.changed", cluster_id, version, id=cluster_id, **{**facts, **data})
 
 
+class CopyingVolumes(LocalVolumes):
+    """A storage that keeps snapshots by copying, which is right where nobody writes meanwhile."""
+
+    async def snapshot_refusal(self, volume_id: str) -> str:
+        return ""
+
+    async def observe(self, volume_ids: Sequence[str]) -> Mapping[str, VolumeObserved]:
+        seen = await super().observe(volume_ids)
+        return {one: replace(seen[one], snapshots=self._kept(one)) for one in volume_ids}
+
+    async def snapshot(self, volume_id: str, snapshot_id: str) -> VolumeObserved:
+        data = Path(self.source(volume_id))
+        if (data / SNAPSHOTS).is_file():
+            raise VolumeRefusedError(f"something else lies at {SNAPSHOTS}")
+        if snapshot_id not in self._kept(volume_id):
+            ignore = shutil.ignore_patterns(SNAPSHOTS)
+            shutil.copytree(data, data / SNAPSHOTS / snapshot_id, ignore=ignore)
+        return (await self.observe([volume_id]))[volume_id]
+
+    async def drop_snapshot(self, volume_id: str, snapshot_id: str) -> VolumeObserved:
+        shutil.rmtree(Path(self.source(volume_id)) / SNAPSHOTS / snapshot_id, ignore_errors=True)
+        return (await self.observe([volume_id]))[volume_id]
+
+    async def ensure(self, volume_id: str) -> VolumeObserved:
+        await super().ensure(volume_id)
+        return (await self.observe([volume_id]))[volume_id]
+
+    async def set_quota(self, volume_id: str, size_gib: int) -> VolumeObserved:
+        await super().set_quota(volume_id, size_gib)
+        return (await self.observe([volume_id]))[volume_id]
+
+    async def set_access(self, volume_id: str, access: Mapping[str, bool]) -> VolumeObserved:
+        await super().set_access(volume_id, access)
+        return (await self.observe([volume_id]))[volume_id]
+
+    def _kept(self, volume_id: str) -> frozenset[str]:
+        folder = Path(self.source(volume_id)) / SNAPSHOTS
+        return frozenset(p.name for p in folder.iterdir()) if folder.is_dir() else frozenset()
+
+
 @asynccontextmanager
-async def volume_world(postgres_url: str, folder: Path) -> AsyncIterator[World]:
+async def volume_world(
+    postgres_url: str, folder: Path, storage_of: Callable[[Path], LocalVolumes] = LocalVolumes
+) -> AsyncIterator[World]:
     """A site with a storage, and a project that may have 100 GiB there."""
     url = await migrated_database(postgres_url, "volumes")
     database, clock, signals = Database(url, application="test"), ManualClock(NOW), Signals()
     settings = VolumesSettings(scan_every_s=60, step_wait_s=0)
-    storage = Flaky(LocalVolumes(folder / "storage"))
+    storage = Flaky(storage_of(folder / "storage"))
     tools = Tools(database, clock, settings, lambda _: storage, signals, "holder-a")
     parts = activities.Parts(database, clock, settings, signals)
     tenancy = Tenancy()

@@ -26,6 +26,7 @@ VOLUME = {
     "used_complete": True,
     "over_quota": False,
     "scanned_at": "2026-01-01T00:00:00Z",
+    "no_snapshots": "",
     "access": [ACCESS],
     "operation_id": "op_1",
     "created_by": "usr_1",
@@ -131,3 +132,17 @@ def test_a_dry_run_shows_the_price_and_the_room_and_orders_nothing(stub: Any, cl
         for text in ("demo", "100 GiB", "0.0500", "EUR", "300 GiB", "1000 GiB"):
             assert text in result.stdout
     assert [query for _, _, query, _, _ in stub.requests] == [{"dry_run": "true"}] * 2
+
+
+def test_snapshots_are_taken_listed_and_dropped(stub: Any, cli: Any) -> None:
+    kept = {"id": "snp_1", "name": "first", "state": "ready", "path": ".snapshots/snp_1"}
+    snapshot = {**kept, "taken_at": "2026-01-01T00:00:00Z"}
+    one = f"{VOLUMES}/data/snapshots/first"
+    stub.answer("PUT", one, snapshot)
+    stub.answer("GET", f"{VOLUMES}/data/snapshots", {"items": [snapshot], "next_cursor": None})
+    stub.answer("DELETE", one, {**snapshot, "state": "deleting"})
+    assert ".snapshots/snp_1" in cli("volume", "snapshot", "create", "data", "first").stdout
+    assert "ready" in cli("volume", "snapshot", "list", "data").stdout
+    assert cli("volume", "snapshot", "delete", "data", "first").exit_code == 2
+    assert stub.asked("DELETE", one) == []
+    assert "deleting" in cli("volume", "snapshot", "delete", "data", "first", "--yes").stdout

@@ -27,6 +27,9 @@ from dflare.cli.output import (
 
 app = typer.Typer(help="Shared volumes.", no_args_is_help=True)
 
+snapshots = typer.Typer(help="What volumes held at a moment.", no_args_is_help=True)
+
+SnapshotArgument = Annotated[str, typer.Argument(help="Snapshot; its name is unique in a volume.")]
 VolumeArgument = Annotated[str, typer.Argument(help="Name or id.")]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Say what it would get and cost, or why not.")
@@ -37,6 +40,7 @@ ClusterArgument = Annotated[str, typer.Argument(help="Cluster by name or id.")]
 def register(root: typer.Typer) -> None:
     """Add `volume`."""
     root.add_typer(app, name="volume")
+    app.add_typer(snapshots, name="snapshot")
 
 
 def _size_cell(size_gib: Any) -> str:
@@ -67,7 +71,7 @@ SHOW = (
     Column("SIZE", "size_gib", _size_cell),
     Column("USED", "used_bytes", _used_cell),
     Column("SCANNED", "scanned_at", age_cell),
-    *columns("quota", "over_quota", "operation_id", "created_by"),
+    *columns("quota", "over_quota", "no_snapshots", "operation_id", "created_by"),
     AGE,
 )
 QUOTE = (
@@ -77,6 +81,7 @@ QUOTE = (
     Column("OTHER VOLUMES", "used_gib", _size_cell),
     Column("ALLOWED", "limit_gib", _size_cell),
 )
+SNAPSHOT = (*columns("name", "state", "path"), Column("TAKEN", "taken_at", age_cell))
 ACCESS = columns("cluster", "mode", "observed", "cluster_id")
 
 
@@ -210,6 +215,52 @@ def delete(
         path = f"/projects/{segment(found['project_id'])}/volumes/{segment(found['id'])}"
         operation = api.order("DELETE", path, etag=found.get("etag"))
         follow_order(api, operation, output, wait=wait, done=f"Volume {name} is released.")
+
+
+@snapshots.command("create")
+def create_snapshot(
+    volume: VolumeArgument,
+    name: SnapshotArgument,
+    project: ProjectOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Keep a volume as it is now; hosts read it at its path below the mount."""
+    with Api.of_environment(project) as api:
+        item = api.change("PUT", f"{_path(api, volume)}/snapshots/{segment(name)}")
+        print_one(item, SNAPSHOT, output)
+
+
+@snapshots.command("list")
+def list_snapshots(
+    volume: VolumeArgument, project: ProjectOption = None, output: OutputOption = Output.TABLE
+) -> None:
+    """List the snapshots of a volume."""
+    with Api.of_environment(project) as api:
+        path = f"{_path(api, volume)}/snapshots"
+        show_list(
+            api,
+            lambda: api.items(path),
+            SNAPSHOT,
+            output,
+            watch=False,
+            types="volume.",
+            empty="The volume has no snapshot.",
+        )
+
+
+@snapshots.command("delete")
+def delete_snapshot(
+    volume: VolumeArgument,
+    name: SnapshotArgument,
+    yes: YesOption = False,
+    project: ProjectOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Drop a snapshot for good; the volume itself stays as it is."""
+    with Api.of_environment(project) as api:
+        confirm(f"Delete snapshot {name} of volume {volume} for good?", yes=yes)
+        item = api.change("DELETE", f"{_path(api, volume)}/snapshots/{segment(name)}")
+        print_one(item, SNAPSHOT, output)
 
 
 def _print_access(item: Json, output: Output) -> None:

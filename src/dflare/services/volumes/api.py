@@ -12,6 +12,7 @@ from dflare.kit.etag import etag_of
 from dflare.kit.orders import IdempotencyKey, IfMatch, Name, Reference, accepted, request_key_of
 from dflare.kit.pagination import Cursor, Limit, Page, decode_cursor, next_cursor
 from dflare.services.auth.contract import Authorizer, Principal, ProjectRef
+from dflare.services.volumes.api_snapshots import snapshot_routes
 from dflare.services.volumes.contract import AccessMode
 from dflare.services.volumes.domain import over_quota
 from dflare.services.volumes.service import VolumeOrder, VolumeService, VolumeView
@@ -65,7 +66,8 @@ class VolumeAnswer(BaseModel):
     ``quota`` is ``hard`` where writing beyond the size fails, and ``advisory`` where it does not:
     there ``used_bytes``, found by a scan at ``scanned_at``, and ``over_quota`` say what is. It is
     empty until the storage has answered. ``used_complete`` is false where ``used_bytes`` is a lower
-    bound. ``trouble`` is why the storage is not yet as it should be.
+    bound. ``no_snapshots`` is why its storage keeps none, empty where it does. ``trouble`` is why
+    the storage is not yet as it should be.
     """
 
     id: str
@@ -85,6 +87,7 @@ class VolumeAnswer(BaseModel):
     used_complete: bool
     over_quota: bool
     scanned_at: datetime | None
+    no_snapshots: str
     access: list[AccessAnswer]
     operation_id: str
     created_by: str
@@ -193,6 +196,7 @@ def router(
 
     _ordering_routes(routes, volumes, principal, project_of)
     _access_routes(routes, volumes, principal, project_of)
+    snapshot_routes(routes, volumes, principal, project_of)
     return routes
 
 

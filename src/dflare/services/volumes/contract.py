@@ -12,6 +12,7 @@ queue, for orders of clusters (the target is the cluster): ``grant@1`` gives it 
 Events emitted: ``volume.changed`` (its ``source`` is what hosts mount, empty until the storage has
 the volume), ``volume.over_quota`` (a scan found more in it than before and than its size; data as
 of ``volume.changed``), ``volume.access_changed`` (data: ``AccessFacts``),
+``volume.snapshot_changed`` (data: ``SnapshotFacts``),
 ``volume.usage_changed`` (data: ``VolumeUsage``).
 Events consumed: ``site.declared``, ``site.frozen``, ``cluster.declared`` (what orders mount),
 ``cluster.changed`` (who may be given access),
@@ -47,6 +48,17 @@ class AccessMode(StrEnum):
     READ_WRITE = "rw"
 
 
+class SnapshotState(StrEnum):
+    """Life of a snapshot. ``lost``: the storage refused to take it, or it was there and is not any
+    more, though nobody asked for that; it is not taken anew, since it would hold something else."""
+
+    CREATING = "creating"
+    READY = "ready"
+    LOST = "lost"
+    DELETING = "deleting"
+    DELETED = "deleted"
+
+
 class _Contract(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -63,6 +75,21 @@ class AccessFacts(_Contract):
     cluster_id: str
     desired: AccessMode
     observed: AccessMode
+
+
+class SnapshotFacts(_Contract):
+    """Data of ``volume.snapshot_changed``. ``path`` is where hosts read it, below the mount."""
+
+    id: str
+    name: str
+    volume_id: str
+    volume_name: str
+    organization_id: str
+    project_id: str
+    site_id: str
+    state: SnapshotState
+    path: str
+    taken_at: datetime | None = None
 
 
 class VolumeUsage(_Contract):

@@ -4,11 +4,19 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from dflare.drivers.volumes.port import SNAPSHOTS
 from dflare.kit.errors import ConflictError
 from dflare.kit.outbox import Event
-from dflare.services.volumes.contract import AccessFacts, AccessMode, VolumeState, VolumeUsage
+from dflare.services.volumes.contract import (
+    AccessFacts,
+    AccessMode,
+    SnapshotFacts,
+    SnapshotState,
+    VolumeState,
+    VolumeUsage,
+)
 from dflare.services.volumes.errors import VolumeBusyError, VolumeInUseError
-from dflare.services.volumes.tables import Access, UsageInterval, Volume
+from dflare.services.volumes.tables import Access, Snapshot, UsageInterval, Volume
 
 _ALLOWED: Mapping[VolumeState, frozenset[VolumeState]] = {
     VolumeState.PENDING: frozenset({VolumeState.CREATING, VolumeState.FAILED}),
@@ -168,6 +176,30 @@ def access_event(volume: Volume, access: Access, now: datetime) -> Event:
         facts.model_dump(mode="json"),
         kind="volume_access",
     )
+
+
+def snapshot_facts(volume: Volume, snapshot: Snapshot) -> SnapshotFacts:
+    """Public state of a snapshot."""
+    return SnapshotFacts(
+        id=snapshot.id,
+        name=snapshot.name,
+        volume_id=volume.id,
+        volume_name=volume.name,
+        organization_id=volume.organization_id,
+        project_id=volume.project_id,
+        site_id=volume.site_id,
+        state=SnapshotState(snapshot.state),
+        path=f"{SNAPSHOTS}/{snapshot.id}",
+        taken_at=snapshot.taken_at,
+    )
+
+
+def snapshot_event(volume: Volume, snapshot: Snapshot, now: datetime) -> Event:
+    """``volume.snapshot_changed`` for a locked volume whose version was raised."""
+    facts = snapshot_facts(volume, snapshot).model_dump(mode="json")
+    kind = "volume_snapshot"
+    at_version = volume.version
+    return _event(volume, "volume.snapshot_changed", snapshot.id, at_version, now, facts, kind=kind)
 
 
 def usage_event(volume: Volume, interval: UsageInterval, now: datetime) -> Event:

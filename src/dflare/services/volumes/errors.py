@@ -37,3 +37,9 @@ class TooSmallError(ConflictError):
     """The volume holds more than the size that is asked for."""
 
     slug, title = "volume-too-small", "Volume too small"
+
+
+class NoSnapshotsError(ConflictError):
+    """The storage of the volume takes no snapshots, or no more of this volume."""
+
+    slug, title = "no-snapshots", "No snapshots"

@@ -9,7 +9,7 @@ that even a later write reaches nobody else's content.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from sqlalchemy import select
@@ -26,14 +26,16 @@ from dflare.kit.clock import Clock
 from dflare.kit.db import Database
 from dflare.kit.errors import ProblemError
 from dflare.kit.lease import Lease
+from dflare.kit.outbox import Event
 from dflare.kit.telemetry import log
 from dflare.services.auth.contract import Scope
 from dflare.services.volumes import repository
-from dflare.services.volumes.contract import AccessMode
+from dflare.services.volumes.contract import AccessMode, SnapshotState
 from dflare.services.volumes.domain import access_event, volume_event
+from dflare.services.volumes.reconciler_snapshots import KEPT, bring_snapshots, note_snapshots
 from dflare.services.volumes.settings import VolumesSettings
 from dflare.services.volumes.signals import Signals
-from dflare.services.volumes.tables import KIT, Access, KnownSite, Volume
+from dflare.services.volumes.tables import KIT, KnownSite, Volume
 
 SCHEMA = "volumes"
 AT_ONCE = 8
@@ -59,7 +61,8 @@ class Tools:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the storage is to have of a volume at a revision; ``known`` if it was seen to exist."""
+    """What the storage is to have of a volume at a revision; ``known`` if it was seen to exist. Of
+    snapshots it is to ``take`` some, and to ``keep`` some that it has, or had."""
 
     volume_id: str
     revision: int
@@ -67,21 +70,30 @@ class Wanted:
     size_gib: int
     access: Mapping[str, bool]
     known: bool
+    take: frozenset[str] = frozenset()
+    keep: frozenset[str] = frozenset()
 
     def is_met(self, seen: VolumeObserved) -> bool:
         """Whether the storage has it so."""
         if not self.present:
             return not seen.present
-        return seen.size_gib == self.size_gib and dict(seen.access) == dict(self.access)
+        return (
+            seen.size_gib == self.size_gib
+            and dict(seen.access) == dict(self.access)
+            and self.take <= seen.snapshots <= self.take | self.keep
+        )
 
 
 @dataclass(frozen=True)
 class Found:
-    """What came of a call: what was seen, or why nothing was. ``open``: it may still take effect;
-    ``refused``: trying again does not help; ``lost``: the storage no longer has the volume."""
+    """What came of a call: what was seen, and what of it is not as it should be. ``open``: it may
+    still take effect; ``refused``: trying again does not help; ``lost``: the storage no longer has
+    the volume. ``gave_up`` are snapshots that it refuses to take."""
 
     seen: VolumeObserved | None = None
     source: str = ""
+    no_snapshots: str = ""
+    gave_up: frozenset[str] = frozenset()
     trouble: str = ""
     refused: bool = False
     lost: bool = False
@@ -179,24 +191,21 @@ class VolumeReconciler:
             site = await session.get_one(KnownSite, volume.site_id)
             if site.frozen:
                 return None
-            rows = await repository.access_of(session, [volume.id])
             volume.intent_revision, volume.intent_holder = volume.revision, tools.holder
             volume.intent_until = now + timedelta(seconds=tools.settings.intent_s)
-            wanted = Wanted(
-                volume.id,
-                volume.revision,
-                volume.present,
-                volume.desired_gib,
-                repository.desired_access(rows),
-                volume.observed_present,
-            )
-            return wanted, tools.drivers(volume.site_id)
+            return await wanted_of(session, volume), tools.drivers(volume.site_id)
 
     async def _act(self, driver: VolumeDriver, wanted: Wanted) -> Found:
         try:
             async with asyncio.timeout(self.tools.settings.intent_s - _GRACE_S):
                 seen = await self._write(driver, wanted)
-                return Found(seen, source=driver.source(wanted.volume_id))
+                if not wanted.present:
+                    return Found(seen)
+                kept = await bring_snapshots(
+                    driver, wanted.volume_id, seen, wanted.take, wanted.keep
+                )
+                source = driver.source(wanted.volume_id)
+                return Found(kept.seen, source, kept.refusal, kept.gave_up, kept.trouble)
         except VolumeRefusedError as error:
             lost = isinstance(error, _LostError)
             return Found(trouble=str(error)[:300], refused=True, lost=lost)
@@ -235,33 +244,53 @@ class VolumeReconciler:
                 volume.intent_revision = volume.intent_until = None
                 volume.intent_holder = ""
             before = shown(volume)
-            changed: Sequence[Access] = ()
+            changed: list[Event] = []
             volume.trouble, volume.refused = found.trouble, found.refused
             volume.trouble_revision = wanted.revision
             if found.seen is not None:
-                _note(volume, found.seen, found.source, now)
-                if wanted.is_met(found.seen):
+                _note(volume, found, now)
+                if replace(wanted, take=wanted.take - found.gave_up).is_met(found.seen):
                     volume.observed_revision = wanted.revision
-                changed = await _note_access(session, volume, found.seen)
+                changed += await _note_access(session, volume, found.seen, now)
+                changed += await note_snapshots(session, volume, found.seen, now, found.gave_up)
             elif found.lost:
                 # Nobody has access to what is not there: releases of clusters need not wait.
-                changed = await _note_access(session, volume, VolumeObserved(present=False))
+                nothing = VolumeObserved(present=False)
+                changed += await _note_access(session, volume, nothing, now)
+                changed += await note_snapshots(session, volume, nothing, now)
             await emit_shown(session, volume, before, changed, now)
+
+
+async def wanted_of(session: AsyncSession, volume: Volume) -> Wanted:
+    """What the storage is to have of a volume now."""
+    rows = await repository.access_of(session, [volume.id])
+    snapshots = await repository.snapshots_of(session, volume.id)
+    return Wanted(
+        volume.id,
+        volume.revision,
+        volume.present,
+        volume.desired_gib,
+        repository.desired_access(rows),
+        volume.observed_present,
+        frozenset(one.id for one in snapshots if one.state == SnapshotState.CREATING),
+        frozenset(one.id for one in snapshots if one.state in KEPT),
+    )
 
 
 async def emit_shown(
     session: AsyncSession,
     volume: Volume,
     before: tuple[object, ...],
-    access: Sequence[Access],
+    changed: Sequence[Event],
     now: datetime,
 ) -> None:
-    """Tell what people see of a locked volume, where that is something else than before."""
-    if shown(volume) == before and not access:
+    """Tell what people see of a locked volume, where that is something else than before, and what
+    changed of its access and snapshots."""
+    if shown(volume) == before and not changed:
         return
     volume.version += 1
     await session.flush()
-    changes = [access_event(volume, row, now) for row in access]
+    changes = [replace(event, resource_version=volume.version) for event in changed]
     await outbox.emit(session, KIT, [volume_event(volume, now), *changes])
 
 
@@ -270,18 +299,20 @@ def _is_open(volume: Volume, now: datetime) -> bool:
     return volume.intent_until is not None and volume.intent_until > now
 
 
-def _note(volume: Volume, seen: VolumeObserved, source: str, now: datetime) -> None:
+def _note(volume: Volume, found: Found, now: datetime) -> None:
+    seen = found.seen or VolumeObserved(present=False)
+    volume.no_snapshots = found.no_snapshots
     volume.observed_present, volume.observed_gib = seen.present, seen.size_gib
     volume.quota = str(seen.quota or "")
-    volume.source = source if seen.present else ""
+    volume.source = found.source if seen.present else ""
     volume.observed_at = now
 
 
 async def _note_access(
-    session: AsyncSession, volume: Volume, seen: VolumeObserved
-) -> Sequence[Access]:
+    session: AsyncSession, volume: Volume, seen: VolumeObserved, now: datetime
+) -> list[Event]:
     """Write what each cluster was seen to have; who has and is to have nothing is forgotten."""
-    changed: list[Access] = []
+    changed: list[Event] = []
     for row in await repository.access_of(session, [volume.id], lock=True):
         observed = AccessMode.NONE
         if row.cluster_id in seen.access:
@@ -289,7 +320,7 @@ async def _note_access(
             observed = AccessMode.READ_WRITE if may_write else AccessMode.READ_ONLY
         if observed != row.observed or observed == row.mode == AccessMode.NONE:
             row.observed = observed
-            changed.append(row)
+            changed.append(access_event(volume, row, now))
         if observed == row.mode == AccessMode.NONE:
             await session.delete(row)
     return changed
@@ -298,7 +329,7 @@ async def _note_access(
 def shown(volume: Volume) -> tuple[object, ...]:
     """What people see of a volume that the reconciler changes."""
     shown = (volume.trouble, volume.quota, volume.used_bytes, volume.observed_gib)
-    return (*shown, volume.source)
+    return (*shown, volume.source, volume.no_snapshots)
 
 
 async def let_go(lease: Lease) -> None:

@@ -17,10 +17,10 @@ from dflare.kit.lease import Lease
 from dflare.kit.telemetry import log
 from dflare.services.auth.contract import Scope
 from dflare.services.volumes import repository
-from dflare.services.volumes.contract import VolumeState
+from dflare.services.volumes.contract import SnapshotState, VolumeState
 from dflare.services.volumes.domain import over_quota, over_quota_event
-from dflare.services.volumes.reconciler import SCHEMA, Tools, Wanted, emit_shown, let_go, shown
-from dflare.services.volumes.tables import KIT, Volume
+from dflare.services.volumes.reconciler import SCHEMA, Tools, emit_shown, let_go, shown, wanted_of
+from dflare.services.volumes.tables import KIT, Snapshot, Volume
 
 SCANS_AT_ONCE = 2
 """Volumes of a site that are looked at side by side."""
@@ -124,9 +124,12 @@ async def _put_right(session: AsyncSession, volume: Volume, seen: VolumeObserved
     """Ask for a locked volume once more where the storage no longer has it as it was seen."""
     if volume.observed_revision != volume.revision:
         return
-    rows = await repository.access_of(session, [volume.id])
-    access = repository.desired_access(rows)
-    wanted = Wanted(volume.id, 0, True, volume.desired_gib, access, known=True)
-    if not wanted.is_met(seen):
+    wanted = await wanted_of(session, volume)
+    had = {one.id for one in await repository.snapshots_of(session, volume.id) if _is_ready(one)}
+    if had - seen.snapshots or not wanted.is_met(seen):
         volume.revision += 1
         log.warning("volume_drift", volume_id=volume.id, seen=repr(seen)[:300])
+
+
+def _is_ready(snapshot: Snapshot) -> bool:
+    return snapshot.state == SnapshotState.READY

@@ -20,6 +20,7 @@ from dflare.services.volumes.tables import (
     KnownCluster,
     KnownSite,
     QuotaLimit,
+    Snapshot,
     UsageInterval,
     Volume,
 )
@@ -115,6 +116,12 @@ async def access_of(
     query = select(Access).where(Access.volume_id.in_(volume_ids))
     query = query.order_by(Access.volume_id, Access.cluster_id)
     return list((await session.scalars(query.with_for_update() if lock else query)).all())
+
+
+async def snapshots_of(session: AsyncSession, volume_id: str) -> list[Snapshot]:
+    """The snapshots of a volume that the caller has loaded within its scope, oldest first."""
+    query = select(Snapshot).where(Snapshot.volume_id == volume_id).order_by(Snapshot.id)
+    return list((await session.scalars(query)).all())
 
 
 async def set_mode(

@@ -4,7 +4,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import BigInteger, Index, PrimaryKeyConstraint, text
+from sqlalchemy import BigInteger, Index, PrimaryKeyConstraint, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from dflare.kit.tables import ServiceBase, kit_tables, service_metadata
@@ -27,7 +27,8 @@ class Volume(Base):
     larger one counts against the quota. ``present``, ``desired_gib`` and the access rows are what
     the storage is to have; ``revision`` rises with each change of them. ``observed_*`` are what the
     storage was seen to have, ``observed_revision`` the newest revision that was seen fulfilled;
-    ``source`` is what hosts mount, empty until the storage has it.
+    ``source`` is what hosts mount, empty until the storage has it; ``no_snapshots`` says why it
+    takes none, and is empty where it does.
     ``trouble`` says why revision ``trouble_revision`` is not; it is ``refused`` where trying again
     does not help. ``intent_*`` is the write that may be under way.
     """
@@ -74,6 +75,7 @@ class Volume(Base):
     observed_revision: Mapped[int] = mapped_column(server_default="0")
     observed_at: Mapped[datetime | None]
     source: Mapped[str] = mapped_column(server_default="")
+    no_snapshots: Mapped[str] = mapped_column(server_default="")
     quota: Mapped[str] = mapped_column(server_default="")
     used_bytes: Mapped[int | None] = mapped_column(BigInteger)
     used_complete: Mapped[bool] = mapped_column(server_default="true")
@@ -103,6 +105,22 @@ class Access(Base):
     mode: Mapped[str]
     observed: Mapped[str] = mapped_column(server_default="none")
     mounted: Mapped[bool] = mapped_column(server_default="false")
+    created_by: Mapped[str]
+    created_at: Mapped[datetime]
+
+
+class Snapshot(Base):
+    """What a volume held at ``taken_at``. Names are unique in a volume; gone when the storage was
+    seen to have dropped it."""
+
+    __tablename__ = "snapshot"
+    __table_args__ = (UniqueConstraint("volume_id", "name"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    volume_id: Mapped[str]
+    name: Mapped[str]
+    state: Mapped[str]
+    taken_at: Mapped[datetime | None]
     created_by: Mapped[str]
     created_at: Mapped[datetime]
 

@@ -77,6 +77,19 @@ def upgrade() -> None:
         schema="volumes",
     )
     op.create_table(
+        "snapshot",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("volume_id", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("taken_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("created_by", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_snapshot")),
+        sa.UniqueConstraint("volume_id", "name", name=op.f("uq_snapshot_volume_id_name")),
+        schema="volumes",
+    )
+    op.create_table(
         "usage_interval",
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("volume_id", sa.Text(), nullable=False),
@@ -130,6 +143,7 @@ def upgrade() -> None:
         sa.Column("observed_revision", sa.Integer(), server_default="0", nullable=False),
         sa.Column("observed_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("source", sa.Text(), server_default="", nullable=False),
+        sa.Column("no_snapshots", sa.Text(), server_default="", nullable=False),
         sa.Column("quota", sa.Text(), server_default="", nullable=False),
         sa.Column("used_bytes", sa.BigInteger(), nullable=True),
         sa.Column("used_complete", sa.Boolean(), server_default="true", nullable=False),
@@ -189,6 +203,7 @@ def downgrade() -> None:
         op.f("ix_usage_interval_volume_id"), table_name="usage_interval", schema="volumes"
     )
     op.drop_table("usage_interval", schema="volumes")
+    op.drop_table("snapshot", schema="volumes")
     op.drop_table("quota_limit", schema="volumes")
     op.drop_index(op.f("ix_known_site_name"), table_name="known_site", schema="volumes")
     op.drop_table("known_site", schema="volumes")
