@@ -215,10 +215,6 @@ def _volumes(gateway: TenantedGateway) -> dict[str, Expectation]:
         volume = await gateway.new_volume()
         return {**project, "volume": volume, "snapshot": await gateway.new_snapshot(volume)}
 
-    async def snapshot() -> dict[str, str]:
-        volume = await gateway.new_volume()
-        return {**project, "volume": volume, "snapshot": await gateway.new_snapshot(volume)}
-
     def order() -> dict[str, Any]:
         return {"name": fresh("v"), "size_gib": 1}
 
@@ -238,13 +234,6 @@ def _volumes(gateway: TenantedGateway) -> dict[str, Expectation]:
         ),
         "DELETE /v1/projects/{project}/volumes/{volume}/access/{cluster}": Expectation(
             changed, path=access
-        ),
-        "GET /v1/projects/{project}/volumes/{volume}/snapshots": Expectation(IN_PROJECT, path=one),
-        "PUT /v1/projects/{project}/volumes/{volume}/snapshots/{snapshot}": Expectation(
-            changed, path=snapshot
-        ),
-        "DELETE /v1/projects/{project}/volumes/{volume}/snapshots/{snapshot}": Expectation(
-            changed, path=snapshot
         ),
         "GET /v1/projects/{project}/volumes/{volume}/snapshots": Expectation(IN_PROJECT, path=one),
         "PUT /v1/projects/{project}/volumes/{volume}/snapshots/{snapshot}": Expectation(
