@@ -4,6 +4,9 @@ Verbs are re-entrant and return what was observed afterwards, never what was ask
 id is unique for all time and is its name in the storage: a late write to one that was removed can
 reach no other volume. ``within_s`` bounds the wall time of one call; what was not finished is
 observed as such and goes on at the next call.
+
+What each verb promises is held by ``tests/contract/test_volumes_driver.py``, which says how a new
+driver joins it.
 """
 
 from collections.abc import Mapping, Sequence
