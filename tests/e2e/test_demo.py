@@ -42,25 +42,6 @@ async def assert_nothing_left(platform: PlatformHandle) -> None:
     assert ok(await platform.sim.http.get("/faults"))["faults"] == []
 
 
-@pytest.mark.parametrize("time", ["first", "second"])
-async def test_the_demonstration_ends_well_and_leaves_nothing(
-    platform: PlatformHandle, tmp_path: Path, time: str
-) -> None:
-    record = tmp_path / f"{time}.cast"
-    shown = await platform.cli(
-        *("demo", "--data-dir", str(platform.layout.root), "--fast", "--record", str(record))
-    )
-    assert shown.exit_code == 0, shown.out[-3000:] + shown.err
-    assert "Everything held." in shown.out
-    assert "✘" not in shown.out
-    for words in ("stands in for it", "nobody else's", "of other tenants", "simulator's log"):
-        assert words in shown.out
-    header, *events = [json.loads(line) for line in record.read_text().splitlines()]
-    assert header["version"] == 2
-    assert "".join(event[2] for event in events) == shown.out.replace("\n", "\r\n")
-    await assert_nothing_left(platform)
-
-
 async def test_ctrl_c_in_the_middle_of_an_order_releases_it(platform: PlatformHandle) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "dflare.cli.main", "demo", "--fast"),
@@ -78,6 +59,24 @@ async def test_ctrl_c_in_the_middle_of_an_order_releases_it(platform: PlatformHa
         out, err = await process.communicate()
     assert process.returncode == 130, out.decode() + err.decode()
     assert "Releasing what the demonstration ordered" in out.decode()
+    await assert_nothing_left(platform)
+
+
+async def test_the_demonstration_ends_well_after_another_and_leaves_nothing(
+    platform: PlatformHandle, tmp_path: Path
+) -> None:
+    record = tmp_path / "demo.cast"
+    shown = await platform.cli(
+        *("demo", "--data-dir", str(platform.layout.root), "--fast", "--record", str(record))
+    )
+    assert shown.exit_code == 0, shown.out[-3000:] + shown.err
+    assert "Everything held." in shown.out
+    assert "✘" not in shown.out
+    for words in ("stands in for it", "nobody else's", "of other tenants", "simulator's log"):
+        assert words in shown.out
+    header, *events = [json.loads(line) for line in record.read_text().splitlines()]
+    assert header["version"] == 2
+    assert "".join(event[2] for event in events) == shown.out.replace("\n", "\r\n")
     await assert_nothing_left(platform)
 
 

@@ -12,8 +12,10 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from dflare.cli.cluster_spec import parse_specs
+
 ROOT = Path(__file__).parents[2]
-COMMAND_TIMEOUT_S = 240
+COMMAND_TIMEOUT_S = 840
 
 
 def console_blocks() -> list[str]:
@@ -50,7 +52,7 @@ def home_with_key(directory: Path) -> Path:
     return home
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_a_new_user_can_type_the_readme_from_top_to_bottom(clone: Path) -> None:
     blocks = console_blocks()
     assert len(blocks) >= 6
@@ -77,3 +79,17 @@ def test_a_new_user_can_type_the_readme_from_top_to_bottom(clone: Path) -> None:
     assert "Cluster first is ready" in done.stdout + done.stderr
     assert "Cluster first is released" in done.stdout + done.stderr
     assert "redfish" in done.stdout.lower()
+    assert "Everything held." in done.stdout
+    picture = re.search(r"\]\((\S+\.svg)\)", (ROOT / "README.md").read_text())
+    assert picture is not None
+    assert "Everything" in (ROOT / picture[1]).read_text()
+
+
+def test_the_readmes_document_of_a_cluster_is_the_cluster_that_it_orders() -> None:
+    (text,) = re.findall(
+        r"^```yaml\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    (spec,) = parse_specs(text.encode(), "README.md")
+    (pool,) = spec.pools
+    wanted = f"cluster create {spec.name} --nodes {pool.count} --type {pool.node_type}"
+    assert any(wanted in block for block in console_blocks())

@@ -79,9 +79,8 @@ def job(story: "Story", order: "Order") -> None:
     _show_output(stage, lines)
     order.job = found
     stage.say(
-        f"Slurm's own accounting: job {found['scheduler_id']} had {found['nodes']} servers and "
-        f"{found['gpus']} GPUs, {found['gpu_seconds']} GPU-seconds. Seen ended after "
-        f"{took_s:.1f} s.\n"
+        f"Slurm's accounting: job {found['scheduler_id']} had {found['nodes']} servers, "
+        f"{found['gpus']} GPUs, {found['gpu_seconds']} GPU-seconds. It took {took_s:.1f} s.\n"
     )
     stage.proof(
         f"one job printed from {order.count} servers with {gpus} GPUs each",

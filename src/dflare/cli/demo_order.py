@@ -39,9 +39,7 @@ class Order:
         pool = f"gpu={self.node_type['name']}:{self.count}"
         kind = f" --kind {self.kind}" if self.kind != "bare" else ""
         volumes = "".join(f" --volume {one['volume']}:{one['mount']}" for one in self.volumes)
-        return (
-            f"dflare cluster create {CLUSTER}{kind} --pool {pool}{volumes} --ssh-key laptop --wait"
-        )
+        return f"dflare cluster create {CLUSTER}{kind} --pool {pool}{volumes} --ssh-key laptop"
 
     @property
     def path(self) -> str:

@@ -159,6 +159,7 @@ class Stage:
                     console.width - INDENT,
                     initial_indent=" " * INDENT,
                     subsequent_indent=" " * INDENT,
+                    break_on_hyphens=False,
                 )
                 for line in text.split("\n")
             ]
