@@ -74,7 +74,8 @@ class ClusterDeclared(BaseModel):
 
 class JobState(StrEnum):
     """Life of a job: ``pending`` is not with the scheduler yet, ``submitting`` may be, and
-    ``submitted`` waits there for nodes. ``refused`` (by the scheduler) and ``ended`` are final."""
+    ``submitted`` waits there for nodes. ``refused`` is final; a scheduler may queue one that has
+    ``ended`` again."""
 
     PENDING = "pending"
     SUBMITTING = "submitting"
