@@ -172,7 +172,9 @@ class StartScheduler(_TellingStep):
         loaded.told = ""
         seen = await self.observed(driver, call.resource_id, loaded)
         if seen.state is ControllerState.FAILED:
-            return dict.fromkeys(targets, Outcome("failed", f"Slurm does not start: {seen.reason}"))
+            # Its host tries again by itself.
+            why = f"Slurm does not start: {seen.reason}"
+            return dict.fromkeys(targets, Outcome("pending", why))
         return dict.fromkeys(targets, Outcome("done", observed={"state": str(seen.state)}))
 
 
@@ -185,10 +187,8 @@ class AwaitNodes(_TellingStep):
         """See ``SchedulerStep.tell``. While the controller is not up, no node is at fault."""
         seen = await self.observed(driver, call.resource_id, loaded)
         if not is_up(seen):
-            failed = seen.state is ControllerState.FAILED
             reason = f"Slurm is {seen.state}{': ' * bool(seen.reason)}{seen.reason}"
-            outcome = Outcome("failed" if failed else "pending", reason, shared=True)
-            return dict.fromkeys(targets, outcome)
+            return dict.fromkeys(targets, Outcome("pending", reason, shared=True))
         return {target: self._look(seen, loaded.slots.get(target)) for target in targets}
 
     def _look(self, seen: SchedulerObserved, slot: str | None) -> Outcome:

@@ -81,7 +81,7 @@ PREPARE_NODES = (
 """A server of the pool becomes one that runs the tenant's system inside the tenant's network."""
 
 # No undo: it only waits; a node leaves its Slurm with the power that the undo of start takes.
-AWAIT_NODES = PlannedStep(name="clusters.await_nodes@1", deadline_s=1800, replaceable=True)
+AWAIT_NODES = PlannedStep(name="clusters.await_nodes@1", deadline_s=900, replaceable=True)
 
 # No undo: it only reads back.
 VERIFY_NETWORK = PlannedStep(name="network.verify@1", deadline_s=600, replaceable=True)
