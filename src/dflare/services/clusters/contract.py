@@ -2,12 +2,17 @@
 
 Steps (queue ``clusters``, the target is the cluster): ``begin@1`` (state ``creating``; param
 ``placement``: why an order that waited got its nodes; undo ``fail@1``), ``ready@1``,
-``begin_delete@1``, ``deleted@1``. Steps on queue ``clusters.<site>``:
-``start_scheduler@1`` (undo ``stop_scheduler@1``) and, on nodes, ``await_nodes@1``.
+``begin_delete@1``, ``deleted@1``, ``begin_grow@1`` and ``begin_shrink@1`` (state ``resizing``; undo
+``resize_undone@1``), ``grown@1`` (params ``pool``, ``added``; ``replaces`` and ``drain`` where the
+new node takes another's place), ``let_go@1``, ``shrunk@1`` (params ``pool``, ``removed``), and on
+nodes ``drain@1`` (undo ``undrain@1``). Steps on queue ``clusters.<site>``: ``start_scheduler@1``
+(undo ``stop_scheduler@1``) and, on nodes, ``await_nodes@1``, ``await_idle@1`` (param ``jobs``:
+``wait``, ``refuse`` or ``now``; undo ``resume_nodes@1``), ``resume_nodes@1``.
 
 Events emitted: ``cluster.declared`` (data: ``ClusterDeclared``), ``cluster.changed``,
-``job.changed`` (data: ``JobFacts``).
-Events consumed: ``site.declared`` (which sites and node types exist), ``allocation.changed``.
+``cluster.expiring`` (the same data, once before its end), ``job.changed`` (data: ``JobFacts``).
+Events consumed: ``site.declared`` (which sites and node types exist), ``site.frozen``,
+``node.declared``, ``node.state_changed``, ``allocation.changed``, ``volume.changed``.
 """
 
 from datetime import datetime
