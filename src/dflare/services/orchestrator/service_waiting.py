@@ -16,6 +16,7 @@ from dflare.services.orchestrator import (
 from dflare.services.orchestrator.contract import AllocationState, PlacementWish, Wishes
 from dflare.services.orchestrator.placement_pools import Placement, wanted_by_type, wish_of
 from dflare.services.orchestrator.placement_queue import (
+    LOOKED_AT_MOST,
     Stock,
     Waiting,
     blocked,
@@ -28,6 +29,7 @@ from dflare.services.orchestrator.placement_queue import (
 _SCOPE = Scope.system("the queue of orders that wait for capacity")
 _QUOTA = "the project's quota is used up"
 _UNKNOWN = "when is unknown: no end is known of the orders that hold the nodes"
+_FAR = "when is unknown: too many orders have their turns before it"
 _NEVER = "it cannot start with the nodes that serve now"
 
 
@@ -41,13 +43,15 @@ class Queue:
 
     def start_of(self, operation_id: str) -> Placement | None:
         """The nodes that an order gets now, or ``None`` where it waits for those ahead of it."""
+        index = next(i for i, one in enumerate(self.turns) if one.operation_id == operation_id)
+        if index >= LOOKED_AT_MOST:
+            return None
         ahead = [
-            one
-            for one in self.turns[: self._index(operation_id)]
+            blocked(one, self.stock)
+            for one in self.turns[:index]
             if one.operation_id not in self.held_up
         ]
-        order = self.turns[self._index(operation_id)]
-        return start_now(order, [blocked(one, self.stock) for one in ahead], self.stock)
+        return start_now(self.turns[index], ahead, self.stock)
 
     def told(self) -> dict[str, str]:
         """What each order is told: its position, and when it starts as far as that is known."""
@@ -55,19 +59,19 @@ class Queue:
         starts = estimates(able, self.stock)
         return {
             order.operation_id: f"waits for capacity: position {index}, "
-            + self._when(order, starts.get(order.operation_id))
+            + self._when(order, starts)
             for index, order in enumerate(self.turns, start=1)
         }
 
-    def _when(self, order: Waiting, start: datetime | None) -> str:
+    def _when(self, order: Waiting, starts: dict[str, datetime | None]) -> str:
         if reason := self.held_up.get(order.operation_id):
             return reason
+        if order.operation_id not in starts:
+            return _FAR
+        start = starts[order.operation_id]
         if start is not None:
             return _about(start - self.stock.now)
         return _UNKNOWN if can_ever_start(order, self.stock) else _NEVER
-
-    def _index(self, operation_id: str) -> int:
-        return next(i for i, one in enumerate(self.turns) if one.operation_id == operation_id)
 
 
 async def queue_at(
@@ -94,6 +98,7 @@ async def queue_at(
     nodes = await repository.site_nodes(session, site_id, types)
     by_id = {node.node_id: node for node in nodes}
     orders: list[Waiting] = []
+    barred: dict[tuple[str, datetime | None], frozenset[str]] = {}
     for operation_id, wishes, arrived_at in asking:
         near = tuple(
             by_id[one.node_id]
@@ -102,6 +107,13 @@ async def queue_at(
             and one.state != AllocationState.RELEASING
             and one.node_id in by_id
         )
+        for_whom = (wishes.project_id, wishes.ends_at)
+        if for_whom not in barred:
+            barred[for_whom] = await repository_reservations.barred(
+                session, site_id, wishes.project_id, now, wishes.ends_at
+            )
+        # Only a cluster that has nodes can have a wish from before.
+        placement = await placement_of(session, wishes) if near else wishes.placement
         orders.append(
             Waiting(
                 operation_id,
@@ -109,11 +121,9 @@ async def queue_at(
                 wishes.project_id,
                 wishes.pools,
                 arrived_at,
-                wish=wish_of(await placement_of(session, wishes)),
+                wish=wish_of(placement),
                 near=near,
-                barred=await repository_reservations.barred(
-                    session, site_id, wishes.project_id, now, wishes.ends_at
-                ),
+                barred=barred[for_whom],
                 ends_at=wishes.ends_at,
             )
         )
