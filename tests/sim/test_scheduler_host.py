@@ -106,6 +106,16 @@ async def test_a_server_joins_by_its_vendor_data_and_runs_jobs_of_the_project(
 
     await until(billed)
 
+    async def told() -> bool:
+        ended = await sim.log(kind="job_ended", subject="n0", after=here)
+        return [(e["gpus"], e["account"], e["how"]) for e in ended] == [(8, "my-project", "done")]
+
+    await until(told)
+    (started,) = await sim.log(kind="job_started", subject="n0", after=here)
+    (ended,) = await sim.log(kind="job_ended", subject="n0", after=here)
+    assert (started["job"], started["slot"]) == (ended["job"], "gpu-0")
+    assert 0 < ended["at"] - started["at"] < 60
+
 
 async def test_a_server_that_loses_its_power_takes_its_slurmd_along_and_comes_back_with_it(
     host: SchedulerHost, platform: AgentPlatform
@@ -114,10 +124,20 @@ async def test_a_server_that_loses_its_power_takes_its_slurmd_along_and_comes_ba
     await provision(sim, platform, "n1", vendor_data(ID, "gpu-1", KEY))
     await host.until_node(ID, "gpu-1", state="IDLE")
     here = await sim.mark()
+    argv = ["sbatch", "--parsable", "--no-requeue", "-wgpu-1", "--wrap", "sleep 1000"]
+    job = (await host.run(ID, argv))["stdout"].strip()
+
+    async def runs() -> bool:
+        return await state_of(host, job) == "RUNNING gpu-1"
+
+    await until(runs)
     await reset(sim, "n1", "ForceOff")
     await sim.until("n1", power="Off")
     (stopped,) = await sim.log(kind="slurmd_stopped", subject="n1", after=here)
     assert (stopped["slot"], stopped["how"]) == ("gpu-1", "power")
+    (ended,) = await sim.log(kind="job_ended", subject="n1", after=here)
+    assert (ended["job"], ended["how"]) == (job, "power")
+    await host.run(ID, ["scancel", job])
     assert (await sim.truth("n1"))["slurm"]["running"] is None
     processes = (await host.run(ID, ["ps", "axww", "-o", "args"]))["stdout"]
     assert "slurmd -D -N gpu-0" in processes

@@ -62,7 +62,7 @@ async def run(
     faults = FaultPlan(config.seed)
     fabric = Fabric(config, clock, truth, faults)
     clusters = Clusters(
-        places.clusters, Preparation(places.packages, places.clusters), places.volume_roots
+        places.clusters, Preparation(places.packages, places.clusters), places.volume_roots, truth
     )
     slurm = SlurmNodes(clusters, truth, faults)
     world = World(config, clock, truth, faults, CabledNetwork(config, fabric), slurm)

@@ -5,10 +5,13 @@ import re
 from pathlib import Path
 
 from dflare.sim.scheduler.hosted import HostedCluster, RefusedError
+from dflare.sim.scheduler.job_truth import JobTruth
 from dflare.sim.scheduler.preparation import Preparation
 from dflare.sim.scheduler.wire import ClusterWish
+from dflare.sim.truth import TruthLog
 
 ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,79}")
+JOBS_EVERY_S = 2.0
 CONTROLLER_DOMAIN = ".scheduler.internal"
 
 
@@ -25,8 +28,14 @@ class Clusters:
     `volume_roots`."""
 
     def __init__(
-        self, folder: Path, preparation: Preparation, volume_roots: tuple[Path, ...]
+        self,
+        folder: Path,
+        preparation: Preparation,
+        volume_roots: tuple[Path, ...],
+        log: TruthLog,
     ) -> None:
+        self._log = log
+        self._reader: asyncio.Task[None] | None = None
         self.preparation = preparation
         self._folder = folder.absolute()
         self._roots = tuple(root.resolve() for root in volume_roots)
@@ -36,6 +45,7 @@ class Clusters:
     async def start(self) -> None:
         """Looks for packages, and takes up the clusters of an earlier simulator."""
         self.preparation.start()
+        self._reader = asyncio.create_task(self._read_jobs())
         if self.preparation.packages is None or not self._folder.is_dir():
             return
         for place in sorted(self._folder.iterdir()):
@@ -49,9 +59,10 @@ class Clusters:
 
     async def stop(self) -> None:
         """Ends the work on the clusters; they run on, for the next simulator."""
-        for task in self._removals:
+        tasks = {*self._removals, *([self._reader] if self._reader else [])}
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._removals, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(cluster.leave() for cluster in self._clusters.values()))
         await self.preparation.stop()
 
@@ -113,8 +124,15 @@ class Clusters:
         await cluster.until_gone()
         del self._clusters[cluster.id]
 
+    async def _read_jobs(self) -> None:
+        while True:
+            await asyncio.sleep(JOBS_EVERY_S)
+            for cluster in self.all():
+                await cluster.read_jobs()
+
     def _cluster(self, cluster_id: str) -> HostedCluster:
-        return HostedCluster(cluster_id, self._folder / cluster_id, self.preparation)
+        folder, jobs = self._folder / cluster_id, JobTruth(cluster_id, self._log)
+        return HostedCluster(cluster_id, folder, self.preparation, jobs)
 
     def _check_source(self, source: str) -> None:
         place = Path(source)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import orjson
 
+from dflare.sim.scheduler.job_truth import JobTruth
 from dflare.sim.scheduler.preparation import Preparation
 from dflare.sim.scheduler.wire import ClusterWish, RunWish, SlotWish
 from dflare.sim.slurm.cluster import (
@@ -32,6 +33,9 @@ CONTROLLER_SERVICES = ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmrest
 UNPLACED = "unplaced"
 """The switch of slots without a server: with a topology, a node outside of it never gets a job."""
 
+SLURM_NAME_CHARACTERS = 40
+"""Slurm cuts longer names of clusters (slurm.conf(5), ClusterName)."""
+
 ASK_TIMEOUT_S = 10.0
 TRY_AGAIN_S, REMOVE_AGAIN_S = 5.0, 1.0
 _WISH_FILE, _ENDING_FILE = "wish.json", "ending"
@@ -51,8 +55,11 @@ class RefusedError(Exception):
 class HostedCluster:
     """A cluster by its id. `folder` is its own, and keeps the last wish for the next simulator."""
 
-    def __init__(self, cluster_id: str, folder: Path, preparation: Preparation) -> None:
+    def __init__(
+        self, cluster_id: str, folder: Path, preparation: Preparation, jobs: JobTruth
+    ) -> None:
         self.id = cluster_id
+        self._job_truth = jobs
         self.holders: dict[str, str] = {}
         self._folder = folder
         self._preparation = preparation
@@ -124,6 +131,7 @@ class HostedCluster:
         await _cancel(self._work)
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         (self._folder / _ENDING_FILE).touch(mode=0o600)
+        await self.read_jobs()
         self._work = asyncio.create_task(self._remove())
 
     async def until_gone(self) -> None:
@@ -230,10 +238,19 @@ class HostedCluster:
         """Takes the power of a host that holds the slot; of any other nothing runs here."""
         if self.holders.get(slot) != host:
             return
-        del self.holders[slot]
+        await self.read_jobs()
         if self._namespace is not None:
             with contextlib.suppress(ClusterGoneError, OrderRefusedError):
                 await self._namespace.cut_node(slot)
+        self._job_truth.lost(slot)
+        if self.holders.get(slot) == host:
+            del self.holders[slot]
+
+    async def read_jobs(self) -> None:
+        """Takes what the servers noted of jobs into the truth log."""
+        if self._namespace is not None and self._state in ("ready", "stopping") and self.holders:
+            with contextlib.suppress(ClusterGoneError, OrderRefusedError, TimeoutError):
+                await self._job_truth.read(self._namespace, self.holders)
 
     def _ready(self) -> ClusterNamespace:
         if self._namespace is None or self._state != "ready":
@@ -316,6 +333,8 @@ class HostedCluster:
             loop.remove_reader(watched)
             os.close(watched)
             life.set()
+            for slot in self.holders:
+                self._job_truth.lost(slot)
             self.holders.clear()
             if self._state == "ready":
                 self._state, self._reason = "starting", "The cluster ended and is started again."
@@ -343,7 +362,7 @@ class HostedCluster:
 
     def _facts(self, wish: ClusterWish) -> ClusterFacts:
         return ClusterFacts(
-            wish.name,
+            wish.name[:SLURM_NAME_CHARACTERS].rstrip("-"),
             tuple(_host(slot, self._ports[slot.name]) for slot in wish.slots),
             account=wish.account,
         )

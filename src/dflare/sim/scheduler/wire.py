@@ -69,7 +69,7 @@ class MountWish(_Body):
 class ClusterWish(_Body):
     """What ``PUT /v1/clusters/{id}`` asks for."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     munge_key: str = Field(repr=False)
     slots: tuple[SlotWish, ...] = Field(min_length=1, max_length=SLOTS_AT_MOST)
     mounts: tuple[MountWish, ...] = ()

@@ -290,6 +290,8 @@ class ClusterNamespace:
             if path.exists() and path.read_text() != text:
                 self._note(RELOAD if name in _RELOADED else RESTART)
             write_closed(path, text.encode())
+            if name in conf.JOB_HOOKS:
+                path.chmod(0o700)
         folders = [*_FOLDERS, *(f"spool/{host.name}" for host in self.facts.hosts)]
         script = [
             f"cd {CLUSTER} && mkdir -p {' '.join(folders)} && chmod 755 . munge",

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from dflare.sim.slurm.sandbox import CLUSTER, CONTROLLER, ETC, PACKAGES, USER
 
 CONTROLLER_PORT, DATABASE_DAEMON_PORT, FIRST_NODE_PORT = 6817, 6819, 20000
+JOB_LOG = f"{CLUSTER}/log/jobs"
+JOB_HOOKS = ("prolog", "epilog")
 DEAD_PORT = 9
 """Nothing listens there (discard, RFC 863)."""
 LOOPBACK = "127.0.0.1"
@@ -83,6 +85,8 @@ def configuration(
         "slurmdbd.conf": slurmdbd_conf(plugins, password),
         "hosts": hosts_file(facts.hosts),
     }
+    for hook, word in zip(JOB_HOOKS, ("started", "ended"), strict=True):
+        files[hook] = _hook(word)
     if has_topology(facts.hosts):
         files["topology.conf"] = topology_conf(facts.hosts)
     # Nothing asks for a cgroup, but slurmd ends when it cannot tell which kind the machine has.
@@ -141,6 +145,9 @@ def slurm_conf(
         f"AccountingStoragePort={DATABASE_DAEMON_PORT}",
         f"AccountingStoragePass={munge_socket}",
         "TrackWCKey=yes",
+        f"Prolog={ETC}/{JOB_HOOKS[0]}",
+        f"Epilog={ETC}/{JOB_HOOKS[1]}",
+        "PrologFlags=Alloc",
     ]
     lines += [_node(host, host.port or FIRST_NODE_PORT + at) for at, host in enumerate(facts.hosts)]
     lines += _partitions(facts)
@@ -224,6 +231,14 @@ def _node(host: Host, port: int) -> str:
         f"NodeName={host.name} NodeHostname={host.name} NodeAddr={LOOPBACK} Port={port} "
         f"CPUs={host.cpus} RealMemory={host.memory_mib}{gres} State=UNKNOWN"
     )
+
+
+def _hook(word: str) -> str:
+    """A program that slurmd runs on each node of a job, before its first step and after its last:
+    it notes the time, the word, node, job, GPUs (by number) and account. It never fails, since a
+    node whose prolog fails is drained (slurm.conf(5))."""
+    facts = "$SLURMD_NODENAME $SLURM_JOB_ID ${SLURM_JOB_GPUS:--} ${SLURM_JOB_ACCOUNT:--}"
+    return f'#!/bin/sh\necho "$(date +%s.%N) {word} {facts}" >> {JOB_LOG}\nexit 0\n'
 
 
 def _partitions(facts: ClusterFacts) -> list[str]:
