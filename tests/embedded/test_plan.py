@@ -39,6 +39,18 @@ def test_the_first_start_writes_a_site_that_the_simulator_accepts(layout: Layout
     assert layout.site_file.exists()
 
 
+def test_the_simulator_is_told_where_slurm_clusters_and_volumes_lie(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = component(make_plan(layout, ALL), "sim").argv
+    assert argv[argv.index("--clusters") + 1] == str(layout.root / "clusters")
+    assert argv[argv.index("--volume-root") + 1] == str(layout.root / "volumes")
+    assert "--slurm-packages" not in argv
+    monkeypatch.setenv("DFLARE_SLURM_PACKAGES", "/shared")
+    argv = component(make_plan(layout, ALL), "sim").argv
+    assert argv[argv.index("--slurm-packages") + 1] == "/shared/root"
+
+
 def test_the_first_start_takes_vendors_in_turn_and_shares_makers_equally(layout: Layout) -> None:
     wish = UpOptions(nodes=6, vendors=("hpe", "lenovo"), makers=("nvidia", "amd", "intel"))
     make_plan(layout, wish)
