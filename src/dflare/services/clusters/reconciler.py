@@ -113,8 +113,9 @@ class ClusterReconciler:
                 return 0
             warned = is_true(cluster.conditions, Condition.EXPIRING)
             now = self.clock.now()
+            # The version stays: an order that names what its caller saw is not to fail because a
+            # node fell ill meanwhile.
             cluster.conditions = conditions
-            cluster.version += 1
             await session.flush()
             events: list[Event] = [cluster_event(cluster, now)]
             if is_true(conditions, Condition.EXPIRING) and not warned:
