@@ -61,6 +61,7 @@ class SlurmJob:
     comment: str = ""
     name: str = "job"
     forgotten: bool = False
+    controller: str = "PENDING"
     output: bytes = b""
     records: list[tuple[int, str, int | None, int | None, int, str]] = field(
         default_factory=list[tuple[int, str, int | None, int | None, int, str]]
@@ -123,7 +124,10 @@ class Slurm:
         return (504, "", "") if self.lost else (0, f"{job.number}\n", "")
 
     def _squeue(self, argv: list[str], body: dict[str, Any]) -> tuple[int, str, str]:
-        lines = [f"{job.number}|{job.comment}" for job in self.jobs.values() if not job.forgotten]
+        kept = [job for job in self.jobs.values() if not job.forgotten]
+        if "--format=%F|%T" in argv:
+            return 0, "".join(f"{job.number}|{job.controller}\n" for job in kept), ""
+        lines = [f"{job.number}|{job.comment}" for job in kept]
         return 0, "".join(f"{line}\n" for line in lines), ""
 
     def _sacct(self, argv: list[str], body: dict[str, Any]) -> tuple[int, str, str]:
@@ -361,6 +365,25 @@ async def test_a_job_that_is_to_run_again_has_not_ended_and_writes_anew(shop: Sh
     output = await shop.output("1")
     assert (output["text"], output["state"]) == ("second\n", "complete")
     assert (await shop.job())["runs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("forgotten", "reason"),
+    [(False, "Slurm says CANCELLED"), (True, "Slurm knows it no longer")],
+)
+async def test_a_job_cancelled_before_it_ran_again_ends_though_accounting_never_hears_of_it(
+    shop: Shop, forgotten: bool, reason: str
+) -> None:
+    await shop.submit()
+    await shop.look()
+    shop.slurm.turn(1, "REQUEUED", start=0, end=100, elapsed=100)
+    await shop.look()
+    assert (await shop.job())["state"] == "submitted"
+    shop.slurm.jobs[1].controller, shop.slurm.jobs[1].forgotten = "CANCELLED", forgotten
+    for _ in range(2):
+        await shop.look()
+        job = await shop.job()
+        assert (job["state"], job["reason"], job["runs"]) == ("ended", reason, 1)
 
 
 async def test_time_in_which_a_job_was_suspended_is_not_told(shop: Shop) -> None:

@@ -22,7 +22,7 @@ OUR_OPTIONS = ("--account", "--wckey", "--comment", "--parsable", "--job-name")
 short and abbreviated forms count too (sbatch(1), getopt)."""
 _SHORT = ("-A", "-J")
 _WAITING = "PENDING"
-_AGAIN = ("REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED")
+AGAIN = ("REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED")
 """Last words on a run whose job waits for its next one, of which accounting hears when it may begin
 (sacct(1), Job state codes)."""
 _NUMBER = re.compile(r"\d+")
@@ -76,6 +76,9 @@ def fold(job: Job, records: Sequence[JobRecord], now: datetime) -> bool:
     are those that changed lately, oldest first, at least every one that has not ended."""
     before = (job.state, job.scheduler_state, job.exit_code, job.runs, job.reason)
     last = records[-1]
+    if last.state in AGAIN and job.state == JobState.ENDED:
+        # The controller has told since how it ended, of which accounting never hears.
+        return False
     state = _state_of(records)
     ended = state is JobState.ENDED
     word = last.state if ended and last.state != "COMPLETED" else ""
@@ -87,6 +90,13 @@ def fold(job: Job, records: Sequence[JobRecord], now: datetime) -> bool:
         return False
     job.version += 1
     return True
+
+
+def give_up(job: Job, word: str, now: datetime) -> None:
+    """End a job that waited to run again and never will, by the controller's word."""
+    move(job, JobState.ENDED, now, f"Slurm says {word}" if word else "Slurm knows it no longer")
+    job.scheduler_state = word or job.scheduler_state
+    job.version += 1
 
 
 def close(job: Job, seen_until: datetime, now: datetime, reason: str) -> None:
@@ -110,7 +120,7 @@ def _state_of(records: Sequence[JobRecord]) -> JobState:
     living = [record for record in records if record.ended_at is None]
     if any(_ran(record) for record in living):
         return JobState.RUNNING
-    waits = living or records[-1].state in _AGAIN
+    waits = living or records[-1].state in AGAIN
     return JobState.SUBMITTED if waits else JobState.ENDED
 
 

@@ -60,6 +60,8 @@ DROP_EVERY = timedelta(hours=1)
 
 _COMMENT = "dflare:"
 _MARKED = ("squeue", "--noheader", "--states=all", "--format=%F|%k")
+_STATES = ("squeue", "--noheader", "--states=all", "--format=%F|%T")
+_LIVING = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", *domain_jobs.AGAIN)
 _MARKED_BEFORE = (
     "sacct",
     "--allusers",
@@ -141,6 +143,7 @@ class JobReconciler:
             since = cluster.until - OVERLAP if cluster.until else None
             records = await driver.jobs(cluster.cluster_id, since)
             await self._record(cluster, records, now)
+            await self._ask_of_waiting(cluster, driver)
             await self._read_outputs(cluster, driver)
         except (SchedulerError, TimeoutError) as error:
             quiet = isinstance(error, NoSuchClusterError | SchedulerNotReadyError)
@@ -248,6 +251,29 @@ class JobReconciler:
         await session.flush()
         await outbox.emit(session, KIT, [domain_jobs.job_event(job, now) for job in changed])
         return not hold_back
+
+    async def _ask_of_waiting(self, cluster: Followed, driver: SchedulerHostDriver) -> None:
+        """Jobs that were queued again may be cancelled before they run, of which accounting does
+        not hear: the controller is asked."""
+        async with self.database.reading(SCHEMA) as session:
+            jobs = await repository_jobs.waiting_again(session, cluster.cluster_id, BATCH)
+        if not jobs:
+            return
+        said = await driver.run(cluster.cluster_id, _STATES)
+        if said.code:
+            return
+        words = dict(line.strip().split("|", 1) for line in said.stdout.splitlines() if "|" in line)
+        now = self.clock.now()
+        for seen in jobs:
+            word = words.get(seen.scheduler_id or "", "")
+            if word in _LIVING:
+                continue
+            async with self.database.transaction(SCHEMA) as session:
+                job = await repository_jobs.lock(session, seen.id)
+                if job.version == seen.version:
+                    domain_jobs.give_up(job, word, now)
+                    await session.flush()
+                    await outbox.emit(session, KIT, [domain_jobs.job_event(job, now)])
 
     async def _read_outputs(self, cluster: Followed, driver: SchedulerHostDriver) -> None:
         before = self.clock.now() - OUTPUT_EVERY

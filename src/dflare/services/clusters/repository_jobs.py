@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from dflare.kit.errors import NotFoundError
 from dflare.services.auth.contract import Scope
 from dflare.services.clusters.contract import ClusterState, JobState
-from dflare.services.clusters.domain_jobs import OPEN
+from dflare.services.clusters.domain_jobs import AGAIN, OPEN
 from dflare.services.clusters.domain_scheduler import GONE
 from dflare.services.clusters.tables import Cluster, Scheduler, SchedulerHost
 from dflare.services.clusters.tables_jobs import Job, JobOutput, JobsFollowed
@@ -108,6 +108,16 @@ async def is_submitting(session: AsyncSession, cluster_id: str) -> bool:
     """Whether a job may be with the scheduler under a number that is not known yet."""
     query = select(exists().where(Job.cluster_id == cluster_id, Job.state == JobState.SUBMITTING))
     return bool(await session.scalar(query))
+
+
+async def waiting_again(session: AsyncSession, cluster_id: str, limit: int) -> Sequence[Job]:
+    """Jobs that are to run again, of which accounting may never tell more."""
+    query = select(Job).where(
+        Job.cluster_id == cluster_id,
+        Job.state == JobState.SUBMITTED,
+        Job.scheduler_state.in_(AGAIN),
+    )
+    return (await session.scalars(query.order_by(Job.id).limit(limit))).all()
 
 
 async def unread(session: AsyncSession, cluster_id: str, before: datetime, limit: int) -> list[Job]:
