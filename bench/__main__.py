@@ -1,4 +1,5 @@
-"""``python -m bench [NAME ...]``: run the benchmarks named, or all of them."""
+"""``python -m bench [NAME ...]``: run the benchmarks named, or all of them. ``replay --platform``
+replays through the whole platform."""
 
 import importlib
 import sys
@@ -7,12 +8,12 @@ from pathlib import Path
 # The starter of a whole platform is the tests' own.
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-NAMES = ("relay", "fleet", "orders", "placement", "replay")
+NAMES = ("relay", "fleet", "orders", "placement", "replay", "slurm")
 
 
 def main() -> None:
     """Run and print."""
-    names = sys.argv[1:] or NAMES
+    names = [name for name in sys.argv[1:] if not name.startswith("--")] or NAMES
     if unknown := set(names) - set(NAMES):
         sys.exit(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     for name in names:

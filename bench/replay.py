@@ -7,6 +7,7 @@ fit and at random. Orders and queue are the same for all of them (``replay_trace
 """
 
 import asyncio
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -110,7 +111,13 @@ def utilisation(result: Replay, fleet: int, begin_s: int, end_s: int) -> float:
 
 
 def run() -> None:
-    """Print the tables."""
+    """Print the tables; with ``--platform`` those of the same orders through the whole platform."""
+    if "--platform" in sys.argv:
+        # Only this way needs what starts a platform.
+        from bench import replay_platform
+
+        replay_platform.run()
+        return
     asyncio.run(_run())
 
 

@@ -84,7 +84,7 @@ class PlatformHandle:
     async def log_in(self) -> None:
         """Give ``operator`` the rights of the first operator, by the login page."""
         password = (self.layout.secrets / "operator-password").read_text().strip()
-        token = await asyncio.to_thread(_token_of, self.url, "operator", password)
+        token = await asyncio.to_thread(token_of, self.url, "operator", password)
         self.operator.headers["Authorization"] = f"Bearer {token}"
 
     async def tenant(self, name: str, quotas: Mapping[str, int]) -> Tenant:
@@ -108,7 +108,7 @@ class PlatformHandle:
             )
             ok(answer)
         token = await asyncio.to_thread(
-            _token_of, self.url, f"{name}-user@{name}", f"a long password of {name}"
+            token_of, self.url, f"{name}-user@{name}", f"a long password of {name}"
         )
         public_key = f"ssh-ed25519 {_key_material(name)} {name}"
         http = httpx.AsyncClient(
@@ -423,7 +423,8 @@ def _environment(more: Mapping[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _token_of(url: str, username: str, password: str) -> str:
+def token_of(url: str, username: str, password: str) -> str:
+    """A token of a user, by the login page; it lives for a quarter of an hour."""
     with httpx.Client(base_url=url, timeout=30) as http:
         return login_by_password(http, discover(http, url), username, password).access_token
 

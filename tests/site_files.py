@@ -56,7 +56,7 @@ def import_whole_fleet(
     identifiers, which at the site clock's speed of 1 would take five minutes, and ``prices`` per
     node and hour of the node types named there.
     """
-    ports = _chosen_ports()
+    ports = chosen_ports()
     arguments = {
         "--output": layout.site_file,
         "--simulator-file": layout.simulator_file,
@@ -81,7 +81,7 @@ def import_whole_fleet(
 
 
 def _write_synthetic(layout: Layout, wish: PlatformWish) -> SiteDocument:
-    ports = _chosen_ports()
+    ports = chosen_ports()
     options = LayoutOptions(
         name="demo",
         ports=ports,
@@ -118,7 +118,8 @@ def _priced(node_type: NodeType, price: str) -> NodeType:
     return NodeType.model_validate(data)
 
 
-def _chosen_ports() -> SimPorts:
+def chosen_ports() -> SimPorts:
+    """Ports that are free now for the simulator's devices."""
     taken: list[int] = []
     for _ in range(4):
         taken.append(free_port(taken))
