@@ -56,6 +56,8 @@ def remove_volumes(tenant: Tenant) -> None:
     """
     for volume in tenant.api.items(tenant.path("volumes")):
         if volume["state"] != "deleted":
+            # One that is being made is done first: a volume does one thing at a time.
+            settled(tenant.api, tenant.api.get(f"/operations/{segment(volume['operation_id'])}"))
             path = tenant.path("volumes", volume["name"])
             finish(settled(tenant.api, tenant.api.order("DELETE", path)))
 

@@ -3,6 +3,7 @@
 import base64
 import os
 import secrets
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, cast
@@ -12,12 +13,13 @@ import httpx
 from dflare.cli import oauth
 from dflare.cli.client import Api, new_http, segment
 from dflare.cli.config import ConfigFile, Connection, Context
-from dflare.cli.errors import CliError, Json, UsageError
+from dflare.cli.errors import ApiProblem, CliError, Json, UsageError
 from dflare.embedded.layout import Layout
 from dflare.embedded.state import read_state
 
 OPERATOR = "operator"
 TIMEOUT_S = 60.0
+EMPTY_WITHIN_S, EMPTY_POLL_S = 30.0, 0.3
 
 
 class PasswordApi(Api):
@@ -209,8 +211,17 @@ class World:
         Raises:
             ApiProblem: it still has something.
         """
+        deadline = time.monotonic() + EMPTY_WITHIN_S
+        while True:
+            try:
+                self.operator.change("DELETE", tenant.path())
+                break
+            except ApiProblem as problem:
+                # That the last of it is gone travels as an event, so it may be heard of late.
+                if problem.status != 409 or time.monotonic() > deadline:
+                    raise
+                time.sleep(EMPTY_POLL_S)
         self.operator.change("DELETE", f"/users/{segment(tenant.user_id)}")
-        self.operator.change("DELETE", tenant.path())
         self.operator.change("DELETE", f"/organizations/{segment(tenant.organization_id)}")
         self.tenants.remove(tenant)
         tenant.api.http.close()
