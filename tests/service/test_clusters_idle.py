@@ -285,8 +285,14 @@ async def test_drains_are_told_to_the_scheduler_and_ended_there(site: Site) -> N
 
 def test_a_drain_that_a_tenant_made_is_neither_renamed_nor_ended() -> None:
     seen = {"gpu-0": {"state": "IDLE+DRAIN", "reason": "mine [root@now]"}}
-    assert changes({}, seen).resume == []
-    assert changes({"gpu-0": "dflare:user: fan"}, seen).drain == {}
+    assert changes({}, seen, {"gpu-0"}).resume == []
+    assert changes({"gpu-0": "dflare:user: fan"}, seen, {"gpu-0"}).drain == {}
+
+
+def test_a_slot_that_a_node_left_stays_drained_until_another_comes() -> None:
+    seen = {"gpu-0": {"state": "DOWN+DRAIN", "reason": "dflare:op_1: it leaves the cluster"}}
+    assert changes({}, seen, set()).resume == []
+    assert changes({}, seen, {"gpu-0"}).resume == ["gpu-0"]
 
 
 async def test_a_scheduler_that_does_not_answer_is_a_condition_of_its_cluster(site: Site) -> None:

@@ -6,7 +6,7 @@ scheduler's own tools does not, and is left alone.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,9 +35,12 @@ class Change:
     resume: list[str] = field(default_factory=list[str])
 
 
-def changes(wanted: Mapping[str, str], seen: Mapping[str, Mapping[str, Any]]) -> Change:
+def changes(
+    wanted: Mapping[str, str], seen: Mapping[str, Mapping[str, Any]], filled: Collection[str]
+) -> Change:
     """What differs between the drains ``wanted`` (reasons by slot) and the slots as they were
-    ``seen``. Slots that the scheduler has not told of are waited for."""
+    ``seen``. Slots that the scheduler has not told of are waited for; one that no node stands in
+    for (it is not ``filled``) stays drained until a node comes, so that no job begins there."""
     change = Change()
     for slot, node in sorted(seen.items()):
         drained = "DRAIN" in node["state"]
@@ -45,7 +48,7 @@ def changes(wanted: Mapping[str, str], seen: Mapping[str, Mapping[str, Any]]) ->
         reason = wanted.get(slot)
         if reason is not None and not (drained and (not ours or node["reason"].startswith(reason))):
             change.drain[reason].append(slot)
-        elif reason is None and drained and ours:
+        elif reason is None and drained and ours and slot in filled:
             change.resume.append(slot)
     return change
 
@@ -77,12 +80,15 @@ class DrainReconciler:
             seen = {row.cluster_id: row.nodes for row in await session.execute(query)}
             drains = await repository_life.drains_of(session, list(seen))
             members = select(Member.node_id, Member.cluster_id, Member.pool, Member.slot).where(
-                Member.cluster_id.in_(drains), Member.state.in_(_HAS)
+                Member.cluster_id.in_(seen), Member.state.in_(_HAS)
             )
             slots = {
                 (row.cluster_id, row.node_id): slot_name(row.pool, row.slot)
                 for row in await session.execute(members)
             }
+        filled: defaultdict[str, set[str]] = defaultdict(set)
+        for (cluster_id, _), slot in slots.items():
+            filled[cluster_id].add(slot)
         told = 0
         for cluster_id, nodes in seen.items():
             wanted = {
@@ -90,7 +96,7 @@ class DrainReconciler:
                 for one in drains.get(cluster_id, [])
                 if (cluster_id, one.node_id) in slots
             }
-            told += await self._tell(cluster_id, changes(wanted, nodes))
+            told += await self._tell(cluster_id, changes(wanted, nodes, filled[cluster_id]))
         return told
 
     async def _tell(self, cluster_id: str, change: Change) -> int:
