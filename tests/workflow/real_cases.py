@@ -25,11 +25,13 @@ from dflare.services.clusters.tables import KIT as CLUSTERS
 from dflare.services.clusters.tables import Cluster
 from dflare.services.metering.tables import LedgerEntry
 from dflare.services.network.tables import Network, PoolValue, PortDesired
-from dflare.services.orchestrator.sagas import CREATE_CLUSTER, DELETE_CLUSTER
+from dflare.services.orchestrator.sagas import CREATE_CLUSTER, DELETE_CLUSTER, SAGAS
 from dflare.services.orchestrator.tables import Allocation, Claim, QuotaUsage
 from judgement import peers
 
 PLANS = {"create": CREATE_CLUSTER, "delete": DELETE_CLUSTER}
+SLURM_PLANS = {f"{verb} slurm": SAGAS[f"{verb}_slurm_cluster"] for verb in PLANS}
+_EVERY_PLAN = {**PLANS, **SLURM_PLANS}
 CLEAN = ("available", "Off", None, "blank", "nobody")
 """A node that can be ordered: its state, and the simulator's truth of it."""
 
@@ -46,7 +48,7 @@ class Scenario:
 
     @property
     def plan(self) -> Plan:
-        return PLANS[self.saga]
+        return _EVERY_PLAN[self.saga]
 
     def __str__(self) -> str:
         return f"{self.saga} {self.name}"
@@ -55,7 +57,7 @@ class Scenario:
 def in_rounds(saga: str) -> Iterator[Scenario]:
     """Every cut, repeat and error at every step, and at every undo of an order that fails where it
     would be handed over."""
-    plan = PLANS[saga]
+    plan = _EVERY_PLAN[saga]
     kinds = len(RECOVERED)
     for shift in range(kinds):
         steps = tuple(
@@ -77,7 +79,7 @@ def in_rounds(saga: str) -> Iterator[Scenario]:
 def failures(saga: str) -> Iterator[Scenario]:
     """Every step failed for one target, and for all; every undo failed for one."""
     yield from _undo_failures(saga)
-    for index, step in enumerate(PLANS[saga].steps):
+    for index, step in enumerate(_EVERY_PLAN[saga].steps):
         for kind in ("fail_one", "fail_all"):
             if kind == "fail_one" and step.on == "resource":
                 continue
@@ -87,7 +89,7 @@ def failures(saga: str) -> Iterator[Scenario]:
 
 def taken(saga: str) -> Iterator[Scenario]:
     """A node taken into quarantine by an operator while each of the steps acts on it."""
-    for index, step in enumerate(PLANS[saga].steps):
+    for index, step in enumerate(_EVERY_PLAN[saga].steps):
         if step.replaceable:
             disturbance = Disturbance("taken", index, step.name)
             yield Scenario(saga, str(disturbance), (disturbance,))
@@ -96,14 +98,14 @@ def taken(saga: str) -> Iterator[Scenario]:
 def _undo_failures(saga: str) -> Iterator[Scenario]:
     for index, undo in _undos(saga):
         disturbance = Disturbance(
-            "fail_one", index, undo, undoing=True, fail_at=PLANS[saga].commit_index
+            "fail_one", index, undo, undoing=True, fail_at=_EVERY_PLAN[saga].commit_index
         )
         yield Scenario(saga, str(disturbance), (disturbance,))
 
 
 def _undos(saga: str) -> list[tuple[int, str]]:
     """The undos of an order that fails at its commit step."""
-    plan = PLANS[saga]
+    plan = _EVERY_PLAN[saga]
     steps = plan.steps[: (plan.commit_index or 0) + 1]
     return [(index, step.undo) for index, step in enumerate(steps) if step.undo is not None]
 
@@ -115,7 +117,7 @@ def singly(saga: str) -> Iterator[Scenario]:
             yield Scenario(saga, str(disturbance), (disturbance,))
 
 
-UNDISTURBED = {saga: Scenario(saga, "undisturbed") for saga in PLANS}
+UNDISTURBED = {saga: Scenario(saga, "undisturbed") for saga in _EVERY_PLAN}
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,7 @@ async def look(platform: RealPlatform, lane: Lane, cluster_id: str) -> Snapshot:
         "ports_desired_open": len(opened),
         "own_nodes": sorted((nodes[name] for name in own), key=str),
         "other_nodes": sorted((nodes[n] for n in nodes if n not in own), key=str),
+        "scheduler": platform.scheduler_of(cluster_id),
     }
 
 
@@ -262,6 +265,7 @@ def nothing_left(lane: Lane, cluster: str, *, billed: int = 0) -> Snapshot:
         "ports_desired_open": 0,
         "own_nodes": [],
         "other_nodes": [CLEAN] * len(lane.node_names),
+        "scheduler": "none",
     }
 
 
@@ -275,6 +279,7 @@ class Cases:
 
     platform: RealPlatform
     scenarios: Sequence[Scenario]
+    sagas: tuple[str, str] = ("create", "delete")
     results: dict[Scenario, asyncio.Future[None]] = field(default_factory=dict)
     spoiled: list[str] = field(default_factory=list)
     _waiting: dict[str, deque[Scenario]] = field(default_factory=dict)
@@ -284,11 +289,11 @@ class Cases:
     def start(self) -> asyncio.Task[None]:
         """Begin to carry all scenarios out."""
         loop = asyncio.get_running_loop()
-        self._undisturbed = {saga: loop.create_future() for saga in PLANS}
-        everything = [*UNDISTURBED.values(), *self.scenarios]
+        self._undisturbed = {saga: loop.create_future() for saga in self.sagas}
+        everything = [*(UNDISTURBED[saga] for saga in self.sagas), *self.scenarios]
         self.results = {one: loop.create_future() for one in everything}
         self._waiting = {
-            saga: deque(one for one in self.results if one.saga == saga) for saga in PLANS
+            saga: deque(one for one in self.results if one.saga == saga) for saga in self.sagas
         }
         self._running = asyncio.create_task(self._run())
         return self._running
@@ -316,16 +321,17 @@ class Cases:
                 future.exception()
 
     async def _lane(self, lane: Lane) -> None:
-        creates, deletes = self._waiting["create"], self._waiting["delete"]
+        creating, deleting = self.sagas
+        creates, deletes = self._waiting[creating], self._waiting[deleting]
         while creates or deletes:
-            create = creates.popleft() if creates else Scenario("create", "for a release")
+            create = creates.popleft() if creates else Scenario(creating, "for a release")
             last = create
             try:
                 cluster_id, ready = await self._create(lane, create)
                 if ready:
                     # A node that the order gave up must not be taken for one of its release.
                     await self._clean_nodes(lane)
-                    last = deletes.popleft() if deletes else Scenario("delete", "to clean up")
+                    last = deletes.popleft() if deletes else Scenario(deleting, "to clean up")
                     await self._delete(lane, last, cluster_id)
                 await self._clean(lane, cluster_id)
             except Exception as error:
@@ -355,7 +361,7 @@ class Cases:
         saboteurs = self.platform.saboteurs.begin(lane.project.id, scenario.disturbances)
         operation_id = await self.platform.release(lane, cluster_id)
         ended = await self._end(lane, scenario, operation_id, cluster_id, saboteurs)
-        handed_over = (await self._undisturbed["create"]).snapshot
+        handed_over = (await self._undisturbed[self.sagas[0]]).snapshot
         await self._judge(scenario, ended, {**handed_over, "cluster": "deleting"})
 
     async def _end(
@@ -378,7 +384,7 @@ class Cases:
             hits_each=hits,
         )
         if ended.state is OperationState.NEEDS_OPERATOR:
-            began = row["position"] > 0 or scenario.saga == "create"
+            began = row["position"] > 0 or scenario.saga == self.sagas[0]
             way = operation_control.resume if began else operation_control.retry
             await way(self.platform.database, CLUSTERS, operation_id, SystemClock())
             row = await self.platform.rest(operation_id)

@@ -15,6 +15,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
 from sagakit import Disturbance, Sabotaged, Saboteur
 from sqlalchemy import func, select, union_all
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -42,15 +43,17 @@ from dflare.services.baremetal.service import BaremetalService
 from dflare.services.baremetal.service_site import SiteService
 from dflare.services.clusters.service import ClusterOrder, ClusterService
 from dflare.services.clusters.service_keys import KeyService
+from dflare.services.clusters.tables import SchedulerHost as SchedulerRow
 from dflare.services.metering.service import MeteringService
 from dflare.services.orchestrator.contract import PoolWish
 from dflare.services.orchestrator.service import OrchestratorService
 from dflare.services.orchestrator.tables import Node as KnownNode
 from dflare.services.orchestrator.tables import QuotaLimit
-from dflare.site.document import SiteDocument
+from dflare.site.document import Credential, SchedulerHost, SiteDocument
 from dflare.site.layout import LayoutOptions, PlannedNode, SimPorts, lay_out
 from dflare.site.simulator_file import simulator_config
 from dflare.site.synthetic import synthetic_site
+from scheduler_wire import WireHost
 from simulator import SimHandle, free_ports, simulator
 
 LANES, NODES_IN_LANE, ORDERED = 6, 5, 2
@@ -145,6 +148,7 @@ class RealPlatform:
     processes: Sequence[Process]
     projections: Sequence[Projection]
     lanes: Sequence[Lane]
+    scheduler: WireHost | None = None
     site_id: str = ""
     node_ids: dict[str, str] = field(default_factory=dict)
 
@@ -152,7 +156,7 @@ class RealPlatform:
         """Order a cluster as a tenant does; returns the operation's id."""
         order = ClusterOrder(
             name=new_id("c").replace("_", "-"),
-            kind="bare",
+            kind="slurm" if self.scheduler else "bare",
             site=self.document.name,
             image=self.document.images[0].name,
             pools=(PoolWish(pool="main", node_type=lane.node_type, count=ORDERED),),
@@ -168,6 +172,11 @@ class RealPlatform:
         request = request_key(OPERATOR.subject, "DELETE clusters", None, b"")
         _, operation = await self.clusters.delete(OPERATOR, lane.project, cluster_id, request)
         return str(operation["id"])
+
+    def scheduler_of(self, cluster_id: str) -> str:
+        """Whether the scheduler host runs the cluster, by its own account."""
+        runs = self.scheduler is not None and cluster_id in self.scheduler.clusters
+        return "runs" if runs else "none"
 
     async def order_on_node(self, name: str, verb: str) -> str:
         """Order one of baremetal's sagas on a node; returns the operation's id."""
@@ -254,10 +263,12 @@ class RealPlatform:
 
 @asynccontextmanager
 async def real_platform(
-    database_url: str, temporal_address: str, folder: Path
+    database_url: str, temporal_address: str, folder: Path, scheduler: WireHost | None = None
 ) -> AsyncGenerator[RealPlatform]:
-    """Everything started, the site declared and enrolled, a project with its limit a lane."""
+    """Everything started, the site declared and enrolled, a project with its limit a lane. With a
+    ``scheduler`` host clusters are of kind ``slurm``."""
     document, config, lanes = _site()
+    document = _with_scheduler(document, scheduler)
     await upgrade_all(database_url, migrate.locations())
     ensure_master_key(folder / "master-key")
     async with simulator(folder, config) as sim, contextlib.AsyncExitStack() as stack:
@@ -266,7 +277,7 @@ async def real_platform(
             temporal_address=temporal_address,
             secret_key_file=str(folder / "master-key"),
             agent_port=free_ports(1)[0],
-            device_ca_file=str(sim.ca_file),
+            device_ca_file=str(_trusted(folder, sim, scheduler)),
             heartbeat_s=5,
             sticky_queue_s=0.5,
             data_dir=str(folder),
@@ -296,6 +307,7 @@ async def real_platform(
             processes=(central, at_site, forwarding),
             projections=platforms[0].projections(),
             lanes=lanes,
+            scheduler=scheduler,
         )
         saboteurs.take = platform.take
         await _enrol(platform, SiteService(*common, orchestrator))
@@ -320,6 +332,25 @@ def _site() -> tuple[SiteDocument, dict[str, Any], list[Lane]]:
     return document, dict(simulator_config(document, ports, hardware_time="zero")), lanes
 
 
+def _with_scheduler(document: SiteDocument, scheduler: WireHost | None) -> SiteDocument:
+    """The site with that scheduler host instead of the simulator's, or with none."""
+    if scheduler is None:
+        return document.model_copy(update={"scheduler_hosts": ()})
+    access = scheduler.access
+    account = Credential(username=access.username, password=SecretStr(access.password))
+    host = SchedulerHost(name=access.name, address=access.address, credentials_ref="scheduler-host")
+    credentials = {**document.credentials, "scheduler-host": account}
+    return document.model_copy(update={"scheduler_hosts": (host,), "credentials": credentials})
+
+
+def _trusted(folder: Path, sim: SimHandle, scheduler: WireHost | None) -> Path:
+    """The authorities of all devices."""
+    bundle = folder / "device-ca.pem"
+    authorities = [sim.ca_file, *([scheduler.ca_file] if scheduler else [])]
+    bundle.write_text("".join(file.read_text() for file in authorities))
+    return bundle
+
+
 async def _enrol(platform: RealPlatform, sites: SiteService) -> None:
     request = request_key(OPERATOR.subject, "PUT site", None, b"")
     _, applied = await sites.apply(OPERATOR, platform.document, request)
@@ -335,6 +366,14 @@ async def _enrol(platform: RealPlatform, sites: SiteService) -> None:
             return await session.scalar(query) == wanted
 
     assert await platform.until(available, DEADLINE_S), "the site was not enrolled"
+
+    async def seen_ready() -> bool:
+        async with platform.database.transaction("clusters") as session:
+            states = (await session.scalars(select(SchedulerRow.state))).all()
+            return states == ["ready"]
+
+    if platform.scheduler is not None:
+        assert await platform.until(seen_ready, DEADLINE_S), "the scheduler host was not seen"
     async with platform.database.transaction("orchestrator") as session:
         rows = await session.execute(select(KnownNode.name, KnownNode.node_id))
         platform.node_ids = {row.name: row.node_id for row in rows}
