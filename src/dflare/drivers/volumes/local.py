@@ -62,7 +62,13 @@ class LocalVolumes:
 
     async def remove(self, volume_id: str, within_s: float) -> VolumeObserved:
         """Renamed out of everybody's sight first, then emptied."""
-        return await self._off_loop(self._remove, volume_id, within_s)
+        until = time.monotonic() + within_s
+        while True:
+            observed: VolumeObserved = await self._off_loop(self._remove, volume_id, until)
+            # A subvolume is gone only when the filesystem has cleaned it, a moment later.
+            if not observed.present or time.monotonic() + _PAUSE_S >= until:
+                return observed
+            await asyncio.sleep(_PAUSE_S)
 
     async def observe(self, volume_ids: Sequence[str]) -> Mapping[str, VolumeObserved]:
         """Read from the directories themselves."""
@@ -194,21 +200,20 @@ class LocalVolumes:
             snapshots.drop(held[0], self._place(volume_id) / "data", snapshot_id)
         return self._observe(volume_id)
 
-    def _remove(self, volume_id: str, within_s: float) -> VolumeObserved:
+    def _remove(self, volume_id: str, until: float) -> VolumeObserved:
         place, going = self._place(volume_id), self._removing / volume_id
         if place.exists() and not going.exists():
             _own(self._removing)
             place.rename(going)
             _sync(self._volumes)
-        until = time.monotonic() + within_s
-        if going.exists() and self._destroy(going, until) and empty(going, until):
+        if going.exists() and self._destroy(going) and empty(going, until):
             going.rmdir()
             _sync(self._removing)
         return self._observe(volume_id)
 
-    def _destroy(self, going: Path, until: float) -> bool:
-        """Destroy the subvolume of a volume that is being removed, if it is one, at most until
-        then; whether nothing of it is left on the disk."""
+    def _destroy(self, going: Path) -> bool:
+        """Destroy the subvolume of a volume that is being removed, if it is one; whether nothing of
+        it is left on the disk."""
         try:
             noted = json.loads((going / "volume.json").read_text())
         except FileNotFoundError:
@@ -226,11 +231,8 @@ class LocalVolumes:
             for root_id in roots:
                 disk.destroy(root_id)
         disk.settle()
-        while any(disk.exists(root_id) for root_id in roots):
-            if time.monotonic() > until:
-                return False
-            time.sleep(_PAUSE_S)
-            disk.settle()
+        if any(disk.exists(root_id) for root_id in roots):
+            return False
         disk.forget(group)
         return True
 
