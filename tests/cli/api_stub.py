@@ -364,11 +364,13 @@ class Cli:
             stderr=subprocess.PIPE,
             text=True,
         )
-        try:
-            with process:
+        with process:
+            try:
                 yield process
-        finally:
-            process.kill()
+            except BaseException:
+                # Leaving the block waits for its end, and nobody would bring it about.
+                process.kill()
+                raise
 
 
 def _whole_request(peer: socket.socket) -> bytes:

@@ -85,8 +85,8 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    try:
-        with process:
+    with process:
+        try:
             file = profile / "DevToolsActivePort"
             until(lambda: file.exists() and len(file.read_text().splitlines()) == 2)
             port = file.read_text().splitlines()[0]
@@ -94,9 +94,8 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
             target = next(page for page in pages if page["type"] == "page")
             with connect(target["webSocketDebuggerUrl"], proxy=None) as socket:
                 yield Browser(socket)
-            process.terminate()
-    finally:
-        process.kill()
+        finally:
+            process.kill()
 
 
 @pytest.fixture(scope="module")
