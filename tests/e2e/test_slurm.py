@@ -7,18 +7,16 @@ and by the scheduler host, not by what the platform says of itself.
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from dflare.drivers.scheduler.port import HostAccess, JobRecord, JobScript, SchedulerObserved
-from dflare.drivers.scheduler.rest import HostRest
+from dflare.drivers.scheduler.port import JobRecord, JobScript, SchedulerObserved
 from dflare.drivers.scheduler.slurm_host import SlurmHost
 from running_platform import PlatformHandle, Tenant, ok, running_platform
-from scheduler_host import slurm_packages
 from site_files import PlatformWish
+from slurm_platform import scheduler_host, slurm_environment
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
@@ -43,30 +41,11 @@ class Story:
 @pytest.fixture(scope="module")
 async def story() -> AsyncIterator[Story]:
     """The life of one cluster."""
-    packages = slurm_packages()
-    if packages is None:
-        pytest.skip("no Slurm packages; make test-lab gets them, or name DFLARE_SLURM_PACKAGES")
-    environment = {"DFLARE_SLURM_PACKAGES": str(packages.parent)}
-    async with running_platform(PlatformWish(nodes=NODES, environment=environment)) as platform:
+    wish = PlatformWish(nodes=NODES, environment=slurm_environment())
+    async with running_platform(wish) as platform:
         await platform.apply_site()
         async with scheduler_host(platform) as host:
             yield await _live(platform, host)
-
-
-@asynccontextmanager
-async def scheduler_host(platform: PlatformHandle) -> AsyncIterator[SlurmHost]:
-    """The site's scheduler host, reached by the driver as the site's worker does."""
-    (declared,) = platform.document.scheduler_hosts
-    account = platform.document.credentials[declared.credentials_ref]
-    assert account.password is not None
-    access = HostAccess(
-        declared.name, declared.address, account.username, account.password.get_secret_value()
-    )
-    rest = HostRest(ca_file=str(platform.layout.device_ca_file), timeout_s=30)
-    try:
-        yield SlurmHost(rest, access)
-    finally:
-        await rest.close()
 
 
 async def _live(platform: PlatformHandle, host: SlurmHost) -> Story:

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from dflare.drivers.scheduler.port import HostAccess, JobRecord, JobScript, SlotObserved
-from dflare.drivers.scheduler.rest import HostRest
+from dflare.drivers.scheduler.port import JobRecord, JobScript, SlotObserved
 from dflare.drivers.scheduler.slurm_host import SlurmHost
 from running_platform import (
     KILL_SETTINGS,
@@ -25,8 +24,8 @@ from running_platform import (
     running_platform,
     running_steps,
 )
-from scheduler_host import slurm_packages
 from site_files import PlatformWish
+from slurm_platform import admitted_order, order_of, scheduler_host, slurm_environment
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
@@ -77,19 +76,8 @@ class Lab:
         return f"/v1/projects/{self.tenant.project_id}/clusters"
 
     async def order(self, name: str, count: int) -> dict[str, Any]:
-        """Order a Slurm cluster; asked for again until the scheduler host was heard of."""
-        operation: dict[str, Any] = {}
-
-        async def admitted() -> bool:
-            nonlocal operation
-            answer = await self.tenant.http.post(self.clusters, json=order_of(name, count))
-            if answer.status_code != 202:
-                assert answer.json()["type"].endswith("/slurm-unavailable"), answer.text
-            operation = answer.json()
-            return answer.status_code == 202
-
-        await self.platform.until(admitted, 120)
-        return operation
+        """Order a Slurm cluster."""
+        return await admitted_order(self.platform, self.tenant, order_of(name, count))
 
     async def scale(self, count: int, drain: str = "wait") -> dict[str, Any]:
         """Order another size of the cluster."""
@@ -199,12 +187,6 @@ class Lab:
         assert done.exit_code == 0, done.err or done.out
 
 
-def order_of(name: str, count: int) -> dict[str, Any]:
-    """The body of an order."""
-    pools = [{"name": "gpu", "node_type": "h100-8", "count": count}]
-    return {"name": name, "kind": "slurm", "pools": pools}
-
-
 def is_drained(slot: SlotObserved) -> bool:
     """Whether Slurm lets no job begin there."""
     return "DRAIN" in slot.state
@@ -213,10 +195,7 @@ def is_drained(slot: SlotObserved) -> bool:
 @pytest.fixture(scope="module")
 async def story() -> AsyncIterator[Story]:
     """The whole life, told once."""
-    packages = slurm_packages()
-    if packages is None:
-        pytest.skip("no Slurm packages; make test-lab gets them, or name DFLARE_SLURM_PACKAGES")
-    environment = {"DFLARE_SLURM_PACKAGES": str(packages.parent), **KILL_SETTINGS}
+    environment = {**slurm_environment(), **KILL_SETTINGS}
     wish = PlatformWish(nodes=NODES, environment=environment)
     async with running_platform(wish) as platform:
         await platform.apply_site()
@@ -233,21 +212,6 @@ async def story() -> AsyncIterator[Story]:
             for part in parts:
                 await part(lab)
             yield lab.story
-
-
-@asynccontextmanager
-async def scheduler_host(platform: PlatformHandle) -> AsyncIterator[SlurmHost]:
-    """The site's scheduler host, reached by the driver as the site's worker does."""
-    (declared,) = platform.document.scheduler_hosts
-    account = platform.document.credentials[declared.credentials_ref]
-    assert account.password is not None
-    password = account.password.get_secret_value()
-    access = HostAccess(declared.name, declared.address, account.username, password)
-    rest = HostRest(ca_file=str(platform.layout.device_ca_file), timeout_s=30)
-    try:
-        yield SlurmHost(rest, access)
-    finally:
-        await rest.close()
 
 
 async def _begin(lab: Lab) -> None:
