@@ -2,7 +2,7 @@
 ``docs/how-to/scheduler-host.md`` over TLS, with what a test says it is to answer."""
 
 import base64
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,8 @@ HEADER = f"Basic {base64.b64encode(f'{USERNAME}:{PASSWORD}'.encode()).decode()}"
 @dataclass
 class WireHost:
     """``absent`` maps slots whose slurmd never registers to what the host knows of them; ``broken``
-    is why nothing can be run; ``lingers`` counts how often an ended cluster is still seen."""
+    is why nothing can be run; ``lingers`` counts how often an ended cluster is still seen. Programs
+    get ``answers`` in turn, or what ``slurm`` makes of the request."""
 
     access: HostAccess
     ca_file: Path
@@ -36,6 +37,7 @@ class WireHost:
     told: list[str] = field(default_factory=list[str])
     ran: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     answers: list[tuple[int, str, str]] = field(default_factory=list[tuple[int, str, str]])
+    slurm: Callable[[dict[str, Any]], tuple[int, str, str]] | None = None
 
     def document(self, cluster_id: str) -> dict[str, Any]:
         """What GET answers."""
@@ -93,7 +95,10 @@ class WireHost:
             return _problem(409, self.failed)
         body = await request.json()
         self.ran.append({**body, "stdin": base64.b64decode(body["stdin"])})
-        code, stdout, stderr = self.answers.pop(0) if self.answers else (0, "", "")
+        if self.slurm is not None:
+            code, stdout, stderr = self.slurm(self.ran[-1])
+        else:
+            code, stdout, stderr = self.answers.pop(0) if self.answers else (0, "", "")
         if code == 504:
             return _problem(504, "it did not end")
         return web.json_response({"code": code, "stdout": stdout, "stderr": stderr})

@@ -30,9 +30,9 @@ from dflare.services.clusters.tables import (
     Scheduler,
     SchedulerHost,
 )
+from scheduler_wire import WireHost, wire_host
 from stores import drop_database
 from tenancy import NOW, migrated_database
-from wire_scheduler import WireHost, wire_host
 
 CLUSTER, OPERATION, SITE = "clu_1", "op_1", "site_1"
 NODES = ("node_0", "node_1")

@@ -29,6 +29,7 @@ from dflare.services.clusters.reconciler_jobs import CLAIM_S, OUTPUT_MOST, JobRe
 from dflare.services.clusters.repository_scheduler import SchedulerHosts
 from dflare.services.clusters.service_jobs import JobService
 from dflare.services.clusters.tables import KIT, Cluster, Scheduler, SchedulerHost
+from scheduler_wire import WireHost, wire_host
 from stores import drop_database
 from tenancy import (
     MEMBER,
@@ -42,7 +43,6 @@ from tenancy import (
     client,
     migrated_database,
 )
-from wire_scheduler import WireHost, wire_host
 from wire_slurm import Slurm
 
 CLUSTER = f"/projects/{RED.id}/clusters/ml"

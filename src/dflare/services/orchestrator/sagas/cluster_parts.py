@@ -1,7 +1,4 @@
-"""What the sagas of clusters are put together from, each list of steps in the order it runs in.
-
-The sagas of kind ``bare`` keep declarations of their own: they are older than these lists.
-"""
+"""What the sagas of clusters are put together from, each list of steps in the order it runs in."""
 
 from dflare.kit.plan import PlannedStep, SideStep
 
