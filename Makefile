@@ -38,6 +38,7 @@ test: $(STAMP) ## run the tests
 	@$(BIN)/pytest -m "not lab and not chaos" -n $(JOBS) --dist $(DIST) $(T)
 
 test-lab: $(STAMP) ## run the tests that need real parts
+	@$(BIN)/python -m dflare.embedded.packages .lab/slurm-packages
 	@$(BIN)/pytest -m lab $(T)
 
 test-chaos: $(STAMP) ## run the kill matrix, for example SEEDS=1-200

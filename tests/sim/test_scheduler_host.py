@@ -207,8 +207,19 @@ async def test_a_killed_service_is_started_again(host: SchedulerHost, service: s
 
 
 async def test_a_killed_slurmd_is_started_again(host: SchedulerHost) -> None:
+    async def registered_at() -> str:
+        shown = await host.run(ID, ["scontrol", "-o", "show", "node", "gpu-0"])
+        return shown["stdout"].partition("SlurmdStartTime=")[2].partition(" ")[0]
+
+    before = await registered_at()
     answer = await host.sim.control.post("/hosts/n0/kill", json={"service": "slurmd"})
     assert answer.status_code == 204, answer.text
+
+    async def again() -> bool:
+        return await registered_at() not in {before, ""}
+
+    # Slurm takes a node for idle until it hears otherwise, and a step sent to nobody hangs.
+    await until(again)
     await host.until_node(ID, "gpu-0", state="IDLE")
     assert (await host.run(ID, ["srun", "-wgpu-0", "hostname"]))["stdout"] == "gpu-0\n"
 
