@@ -262,7 +262,8 @@ def _call(argv: Sequence[str], directory: Path | None = None) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Prepares the cache; succeeds in any case, since nothing else of a start depends on it."""
-    status = PackageCache(Path(arguments[0])).prepare()
+    # apt takes a relative folder for one below the machine's own.
+    status = PackageCache(Path(arguments[0]).absolute()).prepare()
     sys.stderr.write(f"slurm {status.line}\n")
     return 0
 
