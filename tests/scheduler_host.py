@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from agent_platform import AgentPlatform
 from dflare.sim.slurm.programs import PackagesMissingError, Programs
@@ -32,6 +33,14 @@ def slurm_packages() -> Path | None:
     except PackagesMissingError:
         return None
     return root
+
+
+def packages_or_skip() -> Path:
+    """The root of unpacked packages; a test that has none is skipped."""
+    packages = slurm_packages()
+    if packages is None:
+        pytest.skip("no Slurm packages; make test-lab gets them, or name DFLARE_SLURM_PACKAGES")
+    return packages
 
 
 def data_center_with_scheduler(nodes: int, network: str) -> dict[str, Any]:

@@ -4,20 +4,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import pytest
-
 from dflare.drivers.scheduler.port import HostAccess
 from dflare.drivers.scheduler.rest import HostRest
 from dflare.drivers.scheduler.slurm_host import SlurmHost
 from running_platform import PlatformHandle, Tenant
-from scheduler_host import slurm_packages
+from scheduler_host import packages_or_skip
 
 
 def slurm_environment() -> dict[str, str]:
     """Where the platform finds Slurm's packages; without any the test is skipped."""
-    packages = slurm_packages()
-    if packages is None:
-        pytest.skip("no Slurm packages; make test-lab gets them, or name DFLARE_SLURM_PACKAGES")
+    packages = packages_or_skip()
     return {"DFLARE_SLURM_PACKAGES": str(packages.parent)}
 
 

@@ -117,7 +117,7 @@ class Slurm:
         )
 
     def _scontrol(self, argv: list[str], body: dict[str, Any]) -> tuple[int, str, str]:
-        return 0, f"JobId={argv[-1]} StdOut=/work/{argv[-1]}.out Power= ", ""
+        return 0, f"JobId={argv[-1]} StdOut=/scratch/{argv[-1]}.out Power= ", ""
 
     def _sh(self, argv: list[str], body: dict[str, Any]) -> tuple[int, str, str]:
         first, path, limit = argv[-3:]

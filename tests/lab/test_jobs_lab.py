@@ -32,8 +32,8 @@ from scheduler_host import (
     ACCOUNT,
     SchedulerHost,
     data_center_with_scheduler,
+    packages_or_skip,
     provision,
-    slurm_packages,
     until,
     vendor_data,
     wish,
@@ -111,9 +111,7 @@ def _rows(sealer: Sealer, address: str) -> list[Any]:
 
 @pytest.fixture
 async def lab(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Lab]:
-    packages = slurm_packages()
-    if packages is None:
-        pytest.skip("no Slurm packages; make test-lab gets them, or name DFLARE_SLURM_PACKAGES")
+    packages = packages_or_skip()
     # Every pass reads: how often is for a platform that has other things to do.
     monkeypatch.setattr(reconciler_jobs, "BUSY_EVERY_S", 0.0)
     monkeypatch.setattr(reconciler_jobs, "IDLE_EVERY_S", 0.0)

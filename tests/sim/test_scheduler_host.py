@@ -13,10 +13,10 @@ from agent_platform import AgentPlatform
 from scheduler_host import (
     SchedulerHost,
     data_center_with_scheduler,
+    packages_or_skip,
     provision,
     reset,
     slots,
-    slurm_packages,
     until,
     vendor_data,
     wish,
@@ -38,9 +38,7 @@ async def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 async def hosted(volumes: Path) -> AsyncIterator[SimHandle]:
     """Four servers and a scheduler host with Slurm."""
-    packages = slurm_packages()
-    if packages is None:
-        pytest.skip("no Slurm packages; make test-lab gets them, or name DFLARE_SLURM_PACKAGES")
+    packages = packages_or_skip()
     with tempfile.TemporaryDirectory(prefix="dflare-scheduler-") as folder:
         arguments = ["--slurm-packages", str(packages), "--volume-root", str(volumes)]
         document = data_center_with_scheduler(4, "127.73")
@@ -376,9 +374,7 @@ async def test_a_removed_cluster_leaves_no_process_no_mount_and_no_file(
 
 
 async def test_the_next_simulator_finds_the_clusters_again() -> None:
-    packages = slurm_packages()
-    if packages is None:
-        pytest.skip("no Slurm packages")
+    packages = packages_or_skip()
     with tempfile.TemporaryDirectory(prefix="dflare-scheduler-") as folder:
         arguments = ["--slurm-packages", str(packages)]
         document = data_center_with_scheduler(1, "127.72")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from real_cases import CLEAN, Scenario, look
 from real_platform import DEADLINE_S, ORDERED, Lane, RealPlatform, real_platform
-from sagakit import RECOVERED, Disturbance
+from sagakit import RECOVERED, Disturbance, selected
 from sqlalchemy import func, select
 
 from baremetal_site import OPERATOR, AllowAll
@@ -235,20 +235,14 @@ async def cases(
     # Every cut is a warning with a trace.
     logging.getLogger("temporalio.activity").setLevel(logging.ERROR)
     folder = tmp_path_factory.mktemp("platform")
-    selected = [
-        item.callspec.params["scenario"]
-        for item in request.session.items
-        if isinstance(item, pytest.Function)
-        and item.path == request.path
-        and hasattr(item, "callspec")
-    ]
+    chosen = selected(request, "scenario")
     async with real_platform(database_url, temporal_address, folder) as platform:
         clusters = platform.clusters
         life = LifeService(
             platform.database, SystemClock(), AllowAll(), clusters.orchestrator, clusters
         )
         cases = LifeCases(platform, life)
-        running = cases.start(selected)
+        running = cases.start(chosen)
         yield cases
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from real_cases import CLEAN, look_at_nodes
 from real_platform import RealPlatform, real_platform
-from sagakit import RECOVERED, Disturbance
+from sagakit import RECOVERED, Disturbance, selected
 from sqlalchemy import select
 
 from dflare.kit import operation_control
@@ -165,16 +165,10 @@ async def nodes(
     # Every cut is a warning with a trace.
     logging.getLogger("temporalio.activity").setLevel(logging.ERROR)
     folder = tmp_path_factory.mktemp("platform")
-    selected = [
-        item.callspec.params["scenario"]
-        for item in request.session.items
-        if isinstance(item, pytest.Function)
-        and item.path == request.path
-        and hasattr(item, "callspec")
-    ]
+    chosen = selected(request, "scenario")
     async with real_platform(database_url, temporal_address, folder) as platform:
         nodes = Nodes(platform)
-        nodes.start(selected)
+        nodes.start(chosen)
         yield nodes
         for task in nodes.running.values():
             task.cancel()

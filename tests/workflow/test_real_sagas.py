@@ -19,6 +19,7 @@ from real_cases import (
     taken,
 )
 from real_platform import ORDERED, real_platform
+from sagakit import selected
 
 SCENARIOS = [s for saga in PLANS for kind in (in_rounds, failures, taken) for s in kind(saga)]
 SINGLY = [scenario for saga in PLANS for scenario in singly(saga)]
@@ -35,15 +36,9 @@ async def cases(
     # Every cut is a warning with a trace.
     logging.getLogger("temporalio.activity").setLevel(logging.ERROR)
     folder = tmp_path_factory.mktemp("platform")
-    selected = [
-        item.callspec.params["scenario"]
-        for item in request.session.items
-        if isinstance(item, pytest.Function)
-        and item.path == request.path
-        and hasattr(item, "callspec")
-    ]
+    chosen = selected(request, "scenario")
     async with real_platform(database_url, temporal_address, folder) as platform:
-        cases = Cases(platform, selected)
+        cases = Cases(platform, chosen)
         running = cases.start()
         yield cases
         running.cancel()

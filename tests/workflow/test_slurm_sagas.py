@@ -24,6 +24,7 @@ from real_cases import (
     taken,
 )
 from real_platform import ORDERED, real_platform
+from sagakit import selected
 
 from scheduler_wire import wire_host
 
@@ -58,18 +59,12 @@ async def cases(
     # Every cut is a warning with a trace.
     logging.getLogger("temporalio.activity").setLevel(logging.ERROR)
     folder = tmp_path_factory.mktemp("platform")
-    selected = [
-        item.callspec.params["scenario"]
-        for item in request.session.items
-        if isinstance(item, pytest.Function)
-        and item.path == request.path
-        and hasattr(item, "callspec")
-    ]
+    chosen = selected(request, "scenario")
     async with (
         wire_host(folder) as host,
         real_platform(database_url, temporal_address, folder, host) as platform,
     ):
-        cases = Cases(platform, selected, (CREATE, DELETE))
+        cases = Cases(platform, chosen, (CREATE, DELETE))
         running = cases.start()
         yield cases
         running.cancel()

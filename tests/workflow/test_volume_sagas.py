@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from real_platform import Saboteurs
-from sagakit import Disturbance, Final, HastyClock, Sabotaged, check_final, disturbances
+from sagakit import Disturbance, Final, HastyClock, Sabotaged, check_final, disturbances, selected
 from share_world import SHARE, SITE, UNSHARE, ShareWorld
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -308,13 +308,7 @@ async def cases(
     )
     cases = Cases(database, client, storage, settings, Signals(), Saboteurs(database))
     tools = Tools(database, SystemClock(), settings, lambda _: storage, cases.signals, "kit")
-    selected = [
-        item.callspec.params["case"]
-        for item in request.session.items
-        if isinstance(item, pytest.Function)
-        and item.path == request.path
-        and hasattr(item, "callspec")
-    ]
+    chosen = selected(request, "case")
     async with AsyncExitStack() as stack:
         for queue, activities_ in by_queue(cases).items():
             workflows = [OperationWorkflow] if queue == "orchestrator" else []
@@ -322,7 +316,7 @@ async def cases(
                 client, queue, platform, activities=activities_, workflows=workflows
             )
             await stack.enter_async_context(worker)
-        work = [VolumeReconciler(tools).run(), cases.serve(), cases.run([*ALONE, *selected])]
+        work = [VolumeReconciler(tools).run(), cases.serve(), cases.run([*ALONE, *chosen])]
         tasks = [asyncio.create_task(one) for one in work]
         await asyncio.sleep(0)
         yield cases
