@@ -21,8 +21,9 @@ HEADER = f"Basic {base64.b64encode(f'{USERNAME}:{PASSWORD}'.encode()).decode()}"
 @dataclass
 class WireHost:
     """``absent`` maps slots whose slurmd never registers to what the host knows of them; ``broken``
-    is why nothing can be run; ``lingers`` counts how often an ended cluster is still seen. Programs
-    get ``answers`` in turn, or what ``slurm`` makes of the request."""
+    is why nothing can be run; ``lingers`` counts how often an ended cluster is still seen;
+    ``drained`` is why, by cluster and slot. Programs get ``answers`` in turn, or what ``slurm``
+    makes of the request; without either, drains are kept and nothing else is known."""
 
     access: HostAccess
     ca_file: Path
@@ -33,7 +34,7 @@ class WireHost:
     lingers: int = 0
     clusters: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     ending: dict[str, int] = field(default_factory=dict[str, int])
-    drained: dict[str, str] = field(default_factory=dict[str, str])
+    drained: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
     told: list[str] = field(default_factory=list[str])
     ran: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     answers: list[tuple[int, str, str]] = field(default_factory=list[tuple[int, str, str]])
@@ -47,17 +48,28 @@ class WireHost:
             "state": state,
             "reason": self.failed,
             "services": {"slurmctld": {"state": "running", "restarts": 0, "ended": ""}},
-            "nodes": {name: self._node(name) for name in names},
+            "nodes": {name: self._node(cluster_id, name) for name in names},
         }
 
-    def _node(self, name: str) -> dict[str, Any]:
+    def _node(self, cluster_id: str, name: str) -> dict[str, Any]:
         state = "UNKNOWN" if name in self.absent else "IDLE"
+        reason = self.drained.get((cluster_id, name))
         return {
-            "state": state + "+DRAIN" * (name in self.drained),
-            "reason": self.drained.get(name, ""),
+            "state": state if reason is None else f"{state}+DRAIN",
+            "reason": reason or "",
             "registered": name not in self.absent,
             "fault": self.absent.get(name, ""),
         }
+
+    def _keep_drains(self, cluster_id: str, argv: list[str]) -> None:
+        """What ``scontrol update`` does."""
+        if argv[:2] != ["scontrol", "update"]:
+            return
+        values = dict(one.split("=", 1) for one in argv[2:])
+        for name in values["NodeName"].split(","):
+            self.drained.pop((cluster_id, name), None)
+            if values["State"] == "DRAIN":
+                self.drained[cluster_id, name] = f"{values['Reason']} [root@2026-01-01]"
 
     async def answer_status(self, _: web.Request) -> web.Response:
         answer = {"state": self.state, "version": "22.05.8", "reason": self.broken}
@@ -76,6 +88,8 @@ class WireHost:
         if cluster_id in self.ending:
             self.ending[cluster_id] -= 1
             if self.ending[cluster_id] < 0:
+                for name in [slot["name"] for slot in self.clusters[cluster_id]["slots"]]:
+                    self.drained.pop((cluster_id, name), None)
                 del self.ending[cluster_id], self.clusters[cluster_id]
         if cluster_id not in self.clusters:
             return _problem(404, "no such cluster")
@@ -89,7 +103,8 @@ class WireHost:
         return web.json_response({}, status=202)
 
     async def answer_run(self, request: web.Request) -> web.Response:
-        if request.match_info["id"] not in self.clusters:
+        cluster_id = request.match_info["id"]
+        if cluster_id not in self.clusters:
             return _problem(404, "no such cluster")
         if self.failed:
             return _problem(409, self.failed)
@@ -97,8 +112,11 @@ class WireHost:
         self.ran.append({**body, "stdin": base64.b64decode(body["stdin"])})
         if self.slurm is not None:
             code, stdout, stderr = self.slurm(self.ran[-1])
+        elif self.answers:
+            code, stdout, stderr = self.answers.pop(0)
         else:
-            code, stdout, stderr = self.answers.pop(0) if self.answers else (0, "", "")
+            self._keep_drains(cluster_id, body["argv"])
+            code, stdout, stderr = 0, "", ""
         if code == 504:
             return _problem(504, "it did not end")
         return web.json_response({"code": code, "stdout": stdout, "stderr": stderr})

@@ -113,13 +113,13 @@ async def test_only_slots_that_are_not_as_asked_are_drained_or_let_go(
     host: WireHost, driver: SchedulerHostDriver
 ) -> None:
     await driver.ensure(SPEC)
-    host.drained["gpu-0"] = "dflare: shrink [root@2026-01-01]"
+    host.drained["clu_1", "gpu-0"] = "dflare: shrink [root@2026-01-01]"
     await driver.set_drain("clu_1", ["gpu-0", "gpu-1"], "dflare: shrink")
     await driver.set_drain("clu_1", ["gpu-0", "gpu-1"], None)
     await driver.set_drain("clu_1", ["gpu-2"], None)
     drain, resume = host.ran
     assert drain["argv"][2:] == ["NodeName=gpu-1", "State=DRAIN", "Reason=dflare: shrink"]
-    assert resume["argv"][2:] == ["NodeName=gpu-0", "State=RESUME"]
+    assert resume["argv"][2:] == ["NodeName=gpu-0,gpu-1", "State=RESUME"]
     with pytest.raises(SchedulerRefusedError, match="no slot gpu-9"):
         await driver.set_drain("clu_1", ["gpu-9"], "why")
 

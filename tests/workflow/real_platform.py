@@ -178,6 +178,11 @@ class RealPlatform:
         runs = self.scheduler is not None and cluster_id in self.scheduler.clusters
         return "runs" if runs else "none"
 
+    def drained(self, cluster_id: str) -> set[str]:
+        """The cluster's slots that take no work, by the scheduler host's own account."""
+        drained = self.scheduler.drained if self.scheduler else {}
+        return {slot for cluster, slot in drained if cluster == cluster_id}
+
     async def order_on_node(self, name: str, verb: str) -> str:
         """Order one of baremetal's sagas on a node; returns the operation's id."""
         request = request_key(OPERATOR.subject, f"POST {verb}", None, b"")

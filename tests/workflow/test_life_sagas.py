@@ -1,227 +1,14 @@
 """Growing and shrinking: every step failed, repeated and cut, on the whole platform."""
 
-import asyncio
-import contextlib
-import logging
-from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import AsyncIterator
 
 import pytest
-from real_cases import CLEAN, Scenario, look
-from real_platform import DEADLINE_S, ORDERED, Lane, RealPlatform, real_platform
-from sagakit import RECOVERED, Disturbance, selected
-from sqlalchemy import func, select
+from life_cases import BARE, LifeCases, life_cases, parameters
+from real_cases import Scenario
+from real_platform import real_platform
+from sagakit import selected
 
-from baremetal_site import OPERATOR, AllowAll
-from dflare.kit import operation_control
-from dflare.kit.clock import SystemClock
-from dflare.kit.idempotency import request_key
-from dflare.kit.plan import OperationState, Plan
-from dflare.services.baremetal.tables import Node
-from dflare.services.clusters.domain import cluster_id_of
-from dflare.services.clusters.service_life import LifeService, ScaleOrder
-from dflare.services.clusters.tables import KIT as CLUSTERS
-from dflare.services.clusters.tables import Drain, NodePool
-from dflare.services.network.tables import Network, PoolValue
-from dflare.services.orchestrator.sagas import SAGAS
-
-ADDED = 2
-PLANS = {"grow": SAGAS["grow_cluster"], "shrink": SAGAS["shrink_cluster"]}
-SIZES = {"grow": (ORDERED, ORDERED + ADDED), "shrink": (ORDERED + ADDED, ORDERED)}
-"""How many nodes the cluster has before and after each."""
-
-Snapshot = dict[str, Any]
-
-
-def plan_of(scenario: Scenario) -> Plan:
-    return PLANS[scenario.saga]
-
-
-def commit_of(saga: str) -> int:
-    commit = PLANS[saga].commit_index
-    assert commit is not None
-    return commit
-
-
-def scenarios(saga: str) -> Iterator[Scenario]:
-    """Rounds of cuts, repeats and errors at every step, and at every undo of one that fails at its
-    commit step; each step failed for all of its targets, and each that replaces them for one."""
-    plan, kinds, commit = PLANS[saga], len(RECOVERED), commit_of(saga)
-    undos = [(i, step.undo) for i, step in enumerate(plan.steps[: commit + 1]) if step.undo]
-    for shift in range(kinds):
-        forward = tuple(
-            Disturbance(RECOVERED[(i + shift) % kinds], i, step.name)
-            for i, step in enumerate(plan.steps)
-        )
-        yield Scenario(saga, f"round {shift + 1}", forward)
-        backward = tuple(
-            Disturbance(RECOVERED[(i + shift) % kinds], i, undo, undoing=True, fail_at=commit)
-            for i, undo in undos
-        )
-        yield Scenario(saga, f"undo round {shift + 1}", backward)
-    for i, step in enumerate(plan.steps):
-        for kind in ("fail_all", "fail_one"):
-            if kind == "fail_all" or step.replaceable or step.quarantine:
-                disturbance = Disturbance(kind, i, step.name)
-                yield Scenario(saga, str(disturbance), (disturbance,))
-
-
-# Of a resize the rounds disturb every step and every undo in every way; that each step fails of its
-# own is left to the longer run, since an order's same steps do that in the shorter one.
-SCENARIOS = [
-    scenario if "round" in scenario.name else pytest.param(scenario, marks=pytest.mark.chaos)
-    for saga in PLANS
-    for scenario in scenarios(saga)
-]
-
-
-def expected(scenario: Scenario) -> OperationState:
-    """How an operation ends, after a person let go on what waits for one."""
-    if not scenario.disturbances:
-        return OperationState.SUCCEEDED
-    first = scenario.disturbances[0]
-    if first.undoing:
-        return OperationState.FAILED
-    if first.kind in RECOVERED:
-        return OperationState.SUCCEEDED
-    step = plan_of(scenario).steps[first.index]
-    if first.index > commit_of(scenario.saga):
-        return OperationState.SUCCEEDED
-    # Of the nodes that there are, only one can stand in for another.
-    replaced = step.replaceable and first.kind == "fail_one"
-    return OperationState.SUCCEEDED if replaced else OperationState.FAILED
-
-
-@dataclass
-class LifeCases:
-    """Runs scenarios on the clusters of all lanes, side by side: a growth, then a shrink."""
-
-    platform: RealPlatform
-    life: LifeService
-    results: dict[Scenario, asyncio.Future[None]] = field(default_factory=dict)
-    _waiting: dict[str, deque[Scenario]] = field(default_factory=dict)
-
-    def start(self, selected: Sequence[Scenario]) -> asyncio.Task[None]:
-        loop = asyncio.get_running_loop()
-        self.results = {one: loop.create_future() for one in selected}
-        self._waiting = {saga: deque(s for s in selected if s.saga == saga) for saga in PLANS}
-        return asyncio.create_task(self._run())
-
-    async def _run(self) -> None:
-        lanes = await asyncio.gather(
-            *(self._lane(lane) for lane in self.platform.lanes), return_exceptions=True
-        )
-        for future in self.results.values():
-            if not future.done():
-                future.set_exception(AssertionError(f"not run: {lanes}"))
-            # Tests that were not selected never ask.
-            future.exception()
-
-    async def _lane(self, lane: Lane) -> None:
-        row = await self.platform.rest(await self.platform.order(lane))
-        assert row["state"] == OperationState.SUCCEEDED, row["reason"]
-        cluster_id, size = cluster_id_of(row["id"]), ORDERED
-        before = await self._view(lane, cluster_id, ORDERED)
-        views = {ORDERED: before}
-        while any(self._waiting.values()):
-            saga = "grow" if size == ORDERED else "shrink"
-            queue = self._waiting[saga]
-            scenario = queue.popleft() if queue else Scenario(saga, "undisturbed")
-            size = await self._judged(lane, cluster_id, scenario, views)
-
-    async def _judged(
-        self, lane: Lane, cluster_id: str, scenario: Scenario, views: dict[int, Snapshot]
-    ) -> int:
-        """Carry a scenario out and answer its test; returns the size that the cluster has now. A
-        lane whose cluster is not as it must be is used no more."""
-        try:
-            size = await self._carry_out(lane, cluster_id, scenario, views)
-        except BaseException as error:
-            if scenario in self.results:
-                self.results[scenario].set_exception(error)
-            raise
-        if scenario in self.results:
-            self.results[scenario].set_result(None)
-        return size
-
-    async def _carry_out(
-        self, lane: Lane, cluster_id: str, scenario: Scenario, views: dict[int, Snapshot]
-    ) -> int:
-        before, after = SIZES[scenario.saga]
-        saboteurs = self.platform.saboteurs.begin(lane.project.id, scenario.disturbances)
-        row = await self.platform.rest(await self._order(lane, cluster_id, after))
-        self.platform.saboteurs.begin(lane.project.id, ())
-        assert all(one.hits for one in saboteurs), f"{scenario}: a step was never reached"
-        if row["state"] == OperationState.NEEDS_OPERATOR:
-            failing = scenario.disturbances[0].index
-            assert failing > commit_of(scenario.saga), row["reason"]
-            clock = SystemClock()
-            await operation_control.resume(self.platform.database, CLUSTERS, row["id"], clock)
-            row = await self.platform.rest(row["id"])
-        assert row["state"] == expected(scenario), f"{scenario}: {row['state']}: {row['reason']}"
-        size = after if row["state"] == OperationState.SUCCEEDED else before
-        view = await self._view(lane, cluster_id, size)
-        assert view == views.setdefault(size, view), f"{scenario}: {row['reason']}"
-        return size
-
-    async def _order(self, lane: Lane, cluster_id: str, count: int) -> str:
-        request = request_key(OPERATOR.subject, "PATCH pools", None, b"")
-        _, operation = await self.life.scale(
-            OPERATOR, lane.project, cluster_id, "main", ScaleOrder(count), request
-        )
-        return str(operation["id"])
-
-    async def _view(self, lane: Lane, cluster_id: str, size: int) -> Snapshot:
-        """All that a cluster of ``size`` has, once nothing moves any more; what is not its own must
-        be as new, or in quarantine and shut out, and is cleaned then."""
-        await self._settled(cluster_id)
-        found = await look(self.platform, lane, cluster_id)
-        for node in found["other_nodes"]:
-            shut_out = (node[0], node[1], node[4]) == ("quarantine", "Off", "nobody")
-            assert node == CLEAN or shut_out, found
-        await self._clean(lane)
-        await self._settled(cluster_id)
-        found = await look(self.platform, lane, cluster_id)
-        assert found["usage"] == found["ledger"]
-        assert found["usage"].count("open") == size
-        assert found["allocations"] == ["confirmed"] * size
-        assert set(found["other_nodes"]) == {CLEAN}
-        async with self.platform.database.transaction("clusters") as session:
-            count = await session.scalar(
-                select(NodePool.count).where(NodePool.cluster_id == cluster_id)
-            )
-            drains = await session.scalar(
-                select(func.count()).select_from(Drain).where(Drain.cluster_id == cluster_id)
-            )
-        assert (found["cluster"], found["claims"], count, drains) == ("ready", 0, size, 0)
-        return {name: found[name] for name in found if name not in {"usage", "ledger"}}
-
-    async def _settled(self, cluster_id: str) -> None:
-        await self.platform.until_told()
-
-        async def drained() -> bool:
-            async with self.platform.database.transaction("network") as session:
-                query = (
-                    select(PoolValue.value)
-                    .join(Network, Network.id == PoolValue.network_id)
-                    .where(Network.cluster_id == cluster_id, PoolValue.state == "draining")
-                )
-                return (await session.execute(query.limit(1))).first() is None
-
-        assert await self.platform.until(drained, DEADLINE_S)
-
-    async def _clean(self, lane: Lane) -> None:
-        async with self.platform.database.transaction("baremetal") as session:
-            query = select(Node.name, Node.state).where(Node.name.in_(lane.node_names))
-            states = {row.name: row.state for row in await session.execute(query)}
-        verbs = {"quarantine": "release-quarantine", "failed": "enrol"}
-        for name, state in states.items():
-            if state in verbs:
-                operation_id = await self.platform.order_on_node(name, verbs[state])
-                row = await self.platform.rest(operation_id, "baremetal")
-                assert row["state"] == OperationState.SUCCEEDED, row["reason"]
+SCENARIOS = parameters(BARE)
 
 
 @pytest.fixture(scope="module")
@@ -232,25 +19,17 @@ async def cases(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[LifeCases]:
     """The scenarios of all selected tests, under way on all lanes."""
-    # Every cut is a warning with a trace.
-    logging.getLogger("temporalio.activity").setLevel(logging.ERROR)
     folder = tmp_path_factory.mktemp("platform")
     chosen = selected(request, "scenario")
-    async with real_platform(database_url, temporal_address, folder) as platform:
-        clusters = platform.clusters
-        life = LifeService(
-            platform.database, SystemClock(), AllowAll(), clusters.orchestrator, clusters
-        )
-        cases = LifeCases(platform, life)
-        running = cases.start(chosen)
+    async with (
+        real_platform(database_url, temporal_address, folder) as platform,
+        life_cases(platform, BARE, chosen) as cases,
+    ):
         yield cases
-        running.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await running
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
 async def test_a_disturbed_resize_ends_as_an_undisturbed_one_or_leaves_the_cluster_as_it_was(
     cases: LifeCases, scenario: Scenario
 ) -> None:
-    await asyncio.shield(cases.results[scenario])
+    await cases.result(scenario)
