@@ -1,5 +1,6 @@
 """From an order of 16 nodes to its first finished job on 128 GPUs, hardware time 0, against the
-same Slurm alone on the same machine, by turns in one run; and the memory that a cluster takes.
+same Slurm alone on the same machine, by turns in one run; the memory that a cluster takes; and a
+cluster that grows from 16 nodes to 64, against 48 more slurmd of Slurm alone.
 
 Needs Slurm's packages: ``make test-lab`` gets them, or ``DFLARE_SLURM_PACKAGES`` names them.
 """
@@ -28,6 +29,7 @@ from scheduler_host import slurm_packages
 from site_files import PlatformWish
 
 NODES, GPUS, TURNS = 16, 8, int(os.environ.get("BENCH_TURNS", "3"))
+GROWN = 64
 SCRIPT = b"#!/bin/sh\nsrun --ntasks-per-node=1 hostname\n"
 SUBMIT = ("sbatch", "--parsable", f"--nodes={NODES}", f"--gres=gpu:{GPUS}")
 PATIENCE_S, LOOK_S = 180.0, 0.05
@@ -48,19 +50,23 @@ async def _run() -> None:
     alone: list[float] = []
     ordered: list[tuple[float, float]] = []
     memory: list[float] = []
+    grown: list[tuple[float, float]] = []
     environment = {"DFLARE_SLURM_PACKAGES": str(packages.parent)}
-    wish = PlatformWish(nodes=NODES, environment=environment)
+    wish = PlatformWish(nodes=GROWN, environment=environment)
     async with AsyncExitStack() as stack:
         platform = await stack.enter_async_context(running_platform(wish))
         await enrol(platform)
         host = _host(platform, stack)
-        tenant = await platform.tenant("bench", {"h100-8": NODES})
+        tenant = await platform.tenant("bench", {"h100-8": GROWN})
         for turn in range(TURNS):
-            took_s, mib = await _alone(packages)
+            took_s, mib, alone_s = await _alone(packages)
             alone.append(took_s)
             memory.append(mib)
-            ordered.append(await _ordered(platform, tenant, host, f"turn-{turn}"))
+            order_s, job_s, grown_s = await _ordered(platform, tenant, host, f"turn-{turn}")
+            ordered.append((order_s, job_s))
+            grown.append((alone_s, grown_s))
     print(_times(alone, ordered))
+    print(_growth(grown))
     print(table("Memory of one cluster, 16 slurmd (PSS)", ["least", "most"], [_ends(memory)]))
 
 
@@ -73,6 +79,15 @@ def _times(alone: Sequence[float], ordered: Sequence[tuple[float, float]]) -> st
         )
     header = ["turn", "Slurm alone", "order", "job", "order to finished job", "below 2x + 5 s"]
     return table(f"First finished {NODES * GPUS}-GPU job, hardware time 0", header, rows)
+
+
+def _growth(grown: Sequence[tuple[float, float]]) -> str:
+    rows: list[list[object]] = [
+        [turn, seconds(alone_s), seconds(grown_s)]
+        for turn, (alone_s, grown_s) in enumerate(grown, 1)
+    ]
+    title = f"From {NODES} nodes to {GROWN} that take work, hardware time 0"
+    return table(title, ["turn", f"{GROWN - NODES} slurmd of Slurm alone", "growth"], rows)
 
 
 def _ends(values: Sequence[float]) -> list[object]:
@@ -89,9 +104,9 @@ def _host(platform: PlatformHandle, stack: AsyncExitStack) -> SlurmHost:
     return SlurmHost(rest, HostAccess(declared.name, declared.address, account.username, password))
 
 
-async def _alone(packages: Path) -> tuple[float, float]:
-    """Seconds from nothing to the finished job, and MiB of the cluster then."""
-    hosts = tuple(Host(f"gpu-{n}", leaf=f"leaf-{n // 8}") for n in range(NODES))
+async def _alone(packages: Path) -> tuple[float, float, float]:
+    """Seconds from nothing to the finished job, MiB of the cluster then, and seconds of growth."""
+    hosts = tuple(Host(f"gpu-{n}", leaf=f"leaf-{n // 8}") for n in range(GROWN))
     with tempfile.TemporaryDirectory(prefix="dflare-bench-", ignore_cleanup_errors=True) as base:
         cluster = ClusterNamespace(Path(base, "alone"), packages, ClusterFacts("alone", hosts))
 
@@ -101,18 +116,21 @@ async def _alone(packages: Path) -> tuple[float, float]:
         began = time.perf_counter()
         try:
             await cluster.start()
-            await asyncio.gather(*(cluster.start_node(host.name) for host in hosts))
+            await asyncio.gather(*(cluster.start_node(host.name) for host in hosts[:NODES]))
             await _finished(client)
-            took_s = time.perf_counter() - began
-            return took_s, _pss_mib(await cluster.pid())
+            took_s, mib = time.perf_counter() - began, _pss_mib(await cluster.pid())
+            began = time.perf_counter()
+            await asyncio.gather(*(cluster.start_node(host.name) for host in hosts[NODES:]))
+            await _registered(client, GROWN)
+            return took_s, mib, time.perf_counter() - began
         finally:
             await cluster.destroy()
 
 
 async def _ordered(
     platform: PlatformHandle, tenant: Tenant, host: SlurmHost, name: str
-) -> tuple[float, float]:
-    """Seconds of the order, as its tenant waits for it, and of the job."""
+) -> tuple[float, float, float]:
+    """Seconds of the order, as its tenant waits for it, of the job, and of a growth."""
     path = f"/v1/projects/{tenant.project_id}/clusters"
     pool = {"name": "gpu", "node_type": "h100-8", "count": NODES}
     body: dict[str, Any] = {"name": name, "kind": "slurm", "pools": [pool]}
@@ -134,19 +152,21 @@ async def _ordered(
 
     await _finished(client)
     job_s = time.perf_counter() - began - order_s
+    began = time.perf_counter()
+    answer = await tenant.http.patch(f"{path}/{name}/pools/gpu", json={"count": GROWN})
+    answer.raise_for_status()
+    await platform.wait(answer.json(), deadline_s=PATIENCE_S)
+    await _registered(client, GROWN)
+    grown_s = time.perf_counter() - began
     await ended(platform, await platform.release(tenant, name))
-    await platform.until_available(NODES)
-    return order_s, job_s
+    await platform.until_available(GROWN)
+    return order_s, job_s, grown_s
 
 
 async def _finished(client: Run) -> None:
     """Queue the job, and wait until Slurm has it as completed."""
-
-    async def registered() -> bool:
-        return await _idle(client) == NODES
-
     # A node that has not registered would let the job wait for the scheduler's next look.
-    await _until(registered)
+    await _registered(client, NODES)
     job = (await client(SUBMIT, SCRIPT)).strip()
 
     async def completed() -> bool:
@@ -157,6 +177,15 @@ async def _finished(client: Run) -> None:
         return state is not None and state[1] == "COMPLETED"
 
     await _until(completed)
+
+
+async def _registered(client: Run, count: int) -> None:
+    """Wait until so many nodes take work."""
+
+    async def registered() -> bool:
+        return await _idle(client) == count
+
+    await _until(registered)
 
 
 async def _until(true: Callable[[], Awaitable[bool]]) -> None:
