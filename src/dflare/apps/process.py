@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from temporalio.client import Client
 
 from dflare.apps.deployables import SERVICES
 from dflare.kit import telemetry
+from dflare.kit.cache import Cache
 from dflare.kit.clock import Clock, SystemClock
 from dflare.kit.db import Database
 from dflare.kit.feed import FeedSignal
+from dflare.kit.objects import ObjectStore
 from dflare.kit.seal import Sealer, SealError
 from dflare.kit.settings import PlatformSettings, SettingsError
 from dflare.kit.temporal import connect
@@ -52,6 +55,20 @@ class Process:
     closing: list[Callable[[], Awaitable[None]]] = field(
         default_factory=list[Callable[[], Awaitable[None]]]
     )
+
+    @cached_property
+    def cache(self) -> Cache:
+        """Valkey, connected by the first call that needs it."""
+        cache = Cache(self.settings.valkey_url)
+        self.at_end(cache.close)
+        return cache
+
+    @cached_property
+    def objects(self) -> ObjectStore:
+        """The S3 store, connected by the first call that needs it."""
+        objects = ObjectStore(self.settings)
+        self.at_end(objects.close)
+        return objects
 
     def serves(self, service: str) -> bool:
         """Whether this process is to serve ``service``."""

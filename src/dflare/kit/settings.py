@@ -54,7 +54,11 @@ class PlatformSettings(Settings):
     """What every process of the platform needs.
 
     ``postgres_url`` is ``postgresql://user:password@host:port/database``; ``site_clock_speed`` is
-    site seconds per wall second (1 unless the site is simulated).
+    site seconds per wall second (1 unless the site is simulated). The other stores may be absent
+    (an empty URL): without ``valkey_url`` (``valkey://:password@host:port/0``) nothing is limited
+    or cached, without ``s3_url`` the registry refuses, and without ``metrics_url``
+    (``http://user:password@host:port`` of a VictoriaMetrics) there are no series. What
+    ``metrics_absent_reason`` says is told to who asks for series that cannot be had.
     """
 
     prefix: ClassVar[str] = "DFLARE_"
@@ -63,13 +67,18 @@ class PlatformSettings(Settings):
         "DFLARE_BAREMETAL_",
         "DFLARE_CLI_",
         "DFLARE_CLUSTERS_",
+        "DFLARE_LIMITS_",
         "DFLARE_METERING_",
+        # Its class must name DFLARE_METRICS_URL and DFLARE_METRICS_ABSENT_REASON as foreign.
+        "DFLARE_METRICS_",
         "DFLARE_NETWORK_",
         "DFLARE_ORCHESTRATOR_",
+        "DFLARE_REGISTRY_",
         "DFLARE_RELAY_",
         # The local starter's, which its processes inherit.
         "DFLARE_SLURM_",
         "DFLARE_TEST_",
+        "DFLARE_VICTORIAMETRICS_",
         "DFLARE_VOLUMES_",
     )
 
@@ -89,3 +98,11 @@ class PlatformSettings(Settings):
     log_format: str = "json"
     log_level: str = "INFO"
     data_dir: str = ""
+    valkey_url: str = ""
+    s3_url: str = ""
+    s3_access_key: str = ""
+    s3_secret_key_file: str = ""
+    s3_bucket: str = "dflare"
+    s3_region: str = "us-east-1"
+    metrics_url: str = ""
+    metrics_absent_reason: str = ""
