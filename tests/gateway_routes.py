@@ -2,11 +2,13 @@
 of ``tenanted_gateway``."""
 
 import itertools
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 from auth_routes import ADMINS, TENANTS, auth_expectations, fresh
 from callers import INSIDE, Expectation, every
+from dflare.apps.portal import PAGES
 from dflare.kit.plan import OperationState
 from dflare.services.baremetal.contract import NodeState
 from tenanted_gateway import NODE_TYPE, SITE, TenantedGateway, site_body
@@ -335,6 +337,9 @@ def _gateway_itself() -> dict[str, Expectation]:
         "GET /v1/events": Expectation(EVERYONE, query={"limit": "500"}),
         "WEBSOCKET /v1/events": Expectation({}),
         "GET /": found,
+        **{f"GET /{name}": found for name in PAGES},
+        **{f"GET /{name}/{{rest:path}}": replace(found, path={"rest": "x"}) for name in PAGES},
+        "GET /assets/{name}": Expectation({}, public=True, path={"name": "none.js"}),
         "GET /healthz": found,
         "GET /v1/openapi.json": found,
         "GET /v1/docs": found,

@@ -3,14 +3,14 @@
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from sqlalchemy import text
 
 import dflare
-from dflare.apps import events, wiring_api
+from dflare.apps import events, portal, wiring_api
 from dflare.apps.body_limit import BodyLimit
 from dflare.apps.http import serve_http
+from dflare.apps.openapi import describe
 from dflare.apps.process import Process, run_process
 from dflare.apps.wiring import Platform
 from dflare.kit import problem
@@ -66,27 +66,11 @@ def build_app(platform: Platform, hub: events.EventHub, lag: LoopLag | None = No
             }
         )
 
-    @app.get("/", include_in_schema=False)
-    async def index() -> JSONResponse:
-        """Where things are."""
-        return JSONResponse(
-            {"name": "Dflare", "api": "/v1", "openapi": "/v1/openapi.json", "docs": "/v1/docs"}
-        )
+    app.include_router(portal.router())
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            schema = get_openapi(
-                title=app.title,
-                version=app.version,
-                routes=app.routes,
-                description="Order GPU clusters, follow operations, read usage.",
-            )
-            schema["components"].setdefault("securitySchemes", {})["bearer"] = {
-                "type": "http",
-                "scheme": "bearer",
-            }
-            schema["security"] = [{"bearer": []}]
-            app.openapi_schema = schema
+            app.openapi_schema = describe(app)
         return app.openapi_schema
 
     app.openapi = openapi
@@ -96,7 +80,7 @@ def build_app(platform: Platform, hub: events.EventHub, lag: LoopLag | None = No
 async def serve(process: Process) -> None:
     """Start serving; returns when the socket is bound."""
     platform = Platform(process)
-    await platform.start_gateway()
+    await platform.start_gateway(portal.callbacks(process.settings.public_url))
     hub = events.EventHub(process.database, process.feed)
     process.start(hub.run(), "event-hub")
     settings = process.settings

@@ -260,8 +260,9 @@ class Platform:
 
         return SchedulerHosts(self.database, self.process.sealer, connect)
 
-    async def start_gateway(self) -> None:
-        """Make what the first start needs, load the policy snapshot and keep it current."""
+    async def start_gateway(self, portal_callbacks: Sequence[str] = ()) -> None:
+        """Make what the first start needs, load the policy snapshot and keep it current.
+        ``portal_callbacks`` are where the issuer may send the portal's logins."""
         process = self.process
         secrets = Path(process.settings.data_dir) / "secrets"
         reconciler = AuthReconciler(
@@ -272,7 +273,7 @@ class Platform:
             self.auth.settings,
             process.clock,
         )
-        await self.auth.ensure_bootstrap(secrets / "operator-password")
+        await self.auth.ensure_bootstrap(secrets / "operator-password", portal_callbacks)
         await reconciler.start()
         process.start(reconciler.run(), "auth")
 

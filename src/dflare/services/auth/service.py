@@ -49,6 +49,7 @@ from dflare.services.auth.tables import (
 SYSTEM = Principal("system", "system", "the platform itself")
 OPERATOR = "operator"
 CLI_CLIENT = "dflare-cli"
+PORTAL_CLIENT = "dflare-portal"
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 
 Row_T = TypeVar("Row_T", bound=Identified)
@@ -374,16 +375,21 @@ class AuthService:
         await self._refresh([*gone, row])
         await self.authorizer.refresh({"login_session": revoked})
 
-    async def ensure_bootstrap(self, operator_password_file: Path) -> None:
-        """Make what the first start needs: a signing key, the CLI's client, and the user
-        ``operator``, whose random password is written into the file (mode 0600). Safe to repeat,
-        and to run in several processes at once."""
+    async def ensure_bootstrap(
+        self, operator_password_file: Path, portal_callbacks: Sequence[str] = ()
+    ) -> None:
+        """Make what the first start needs: a signing key, the clients of the CLI and of the portal
+        (which is sent back to ``portal_callbacks``), and the user ``operator``, whose random
+        password is written into the file (mode 0600). Safe to repeat, and to run in several
+        processes at once."""
         await self.keys.ensure()
         await self.ensure_client(
             CLI_CLIENT,
             "Dflare command line",
             ["http://127.0.0.1/callback", "http://[::1]/callback"],
         )
+        if portal_callbacks:
+            await self.ensure_client(PORTAL_CLIENT, "The Dflare portal", portal_callbacks)
         async with self._database.transaction("auth") as session:
             operator = await session.scalar(select(User).where(rows.logs_in_as(OPERATOR)))
         if operator is None:
