@@ -46,6 +46,7 @@ def gateway_expectations(gateway: TenantedGateway) -> dict[str, Expectation]:
         **_jobs(gateway),
         **_keys(gateway),
         **_volumes(gateway),
+        **_metrics(gateway),
         **_orchestrator(gateway),
         **_metering(gateway),
         **_gateway_itself(),
@@ -244,6 +245,35 @@ def _volumes(gateway: TenantedGateway) -> dict[str, Expectation]:
         "DELETE /v1/projects/{project}/volumes/{volume}/snapshots/{snapshot}": Expectation(
             changed, path=snapshot
         ),
+    }
+
+
+def _metrics(gateway: TenantedGateway) -> dict[str, Expectation]:
+    """No store of series runs here: whoever may ask is told that, and nobody else."""
+    project = {"project": gateway.home.project.id}
+    absent = every(*TENANTS, "auditor", "operator", status=503)
+    absent_all = every("auditor", "operator", status=503)
+    asked = {
+        "query": {"query": "up"},
+        "query_range": {"query": "up", "start": "1", "end": "2", "step": "1"},
+        "series": {"match[]": "up"},
+        "labels": {},
+    }
+    found: dict[str, Expectation] = {}
+    for question, query in asked.items():
+        for method in ("GET", "POST"):
+            found[f"{method} /v1/projects/{{project}}/metrics/api/v1/{question}"] = Expectation(
+                absent, path=project, query=query
+            )
+            found[f"{method} /v1/metrics/api/v1/{question}"] = Expectation(absent_all, query=query)
+    name = {"name": "node"}
+    values = "metrics/api/v1/label/{name}/values"
+    return {
+        **found,
+        f"GET /v1/projects/{{project}}/{values}": Expectation(absent, path={**project, **name}),
+        f"GET /v1/{values}": Expectation(absent_all, path=name),
+        "GET /v1/alerts": Expectation(EVERYONE),
+        "GET /v1/projects/{project}/alerts": Expectation(IN_PROJECT, path=project),
     }
 
 

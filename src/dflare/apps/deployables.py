@@ -1,3 +1,12 @@
 """The services that a process can be told to serve."""
 
-SERVICES = ("auth", "baremetal", "clusters", "metering", "network", "orchestrator", "volumes")
+SERVICES = (
+    "auth",
+    "baremetal",
+    "clusters",
+    "metering",
+    "metrics",
+    "network",
+    "orchestrator",
+    "volumes",
+)

@@ -28,6 +28,7 @@ from dflare.kit.db import Database
 from dflare.kit.feed import Projection
 from dflare.kit.ids import new_id
 from dflare.kit.operation_activities import OperationActivities
+from dflare.kit.series import SeriesStore
 from dflare.kit.steps import CutHook, Step, StepRunner
 from dflare.kit.tables import KitTables
 from dflare.services.auth import repository as auth_repository
@@ -60,6 +61,9 @@ from dflare.services.metering import activities as metering_activities
 from dflare.services.metering.reconciler import UsageAuditor
 from dflare.services.metering.settings import MeteringSettings
 from dflare.services.metering.tables import KIT as METERING
+from dflare.services.metrics import projections as metrics_projections
+from dflare.services.metrics.settings import MetricsSettings
+from dflare.services.metrics.tables import KIT as METRICS
 from dflare.services.network import activities as network_activities
 from dflare.services.network import projections as network_projections
 from dflare.services.network.ethernet import EthernetFabric
@@ -84,7 +88,8 @@ from dflare.services.volumes.signals import Signals as VolumeSignals
 from dflare.services.volumes.tables import KIT as VOLUMES
 
 SCHEMAS: Mapping[str, KitTables] = {
-    kit.schema: kit for kit in (AUTH, BAREMETAL, CLUSTERS, METERING, NETWORK, ORCHESTRATOR, VOLUMES)
+    kit.schema: kit
+    for kit in (AUTH, BAREMETAL, CLUSTERS, METERING, METRICS, NETWORK, ORCHESTRATOR, VOLUMES)
 }
 """Every schema with an outbox, for the relay."""
 
@@ -247,6 +252,19 @@ class Platform:
         )
 
     @cached_property
+    def metrics_settings(self) -> MetricsSettings:
+        """Settings of metrics."""
+        return MetricsSettings.read()
+
+    @cached_property
+    def series(self) -> SeriesStore:
+        """The one client of the store of series of this process."""
+        settings = self.process.settings
+        store = SeriesStore(settings.metrics_url, settings.metrics_absent_reason)
+        self.process.at_end(store.close)
+        return store
+
+    @cached_property
     def scheduler_rest(self) -> HostRest:
         """The one client of scheduler hosts of this process."""
         return HostRest(ca_file=self.process.settings.device_ca_file)
@@ -352,6 +370,7 @@ class Platform:
             *baremetal_projections.projections(),
             *clusters_activities.projections(),
             *metering_activities.projections(),
+            *metrics_projections.projections(),
             *network_projections.projections(self.process.clock),
             *orchestrator_projections.projections(),
             *volumes_projections.projections(self.process.clock),

@@ -21,6 +21,9 @@ from dflare.services.metering import api as metering_api
 from dflare.services.metering import api_audits as metering_api_audits
 from dflare.services.metering.service import MeteringService
 from dflare.services.metering.service_audits import AuditService
+from dflare.services.metrics import api as metrics_api
+from dflare.services.metrics.service import QueryService
+from dflare.services.metrics.service_alerts import AlertService
 from dflare.services.network import api as network_api
 from dflare.services.network.service import NetworkService
 from dflare.services.orchestrator import api as orchestrator_api
@@ -41,6 +44,10 @@ def routers(platform: Platform, principal: Callable[..., Awaitable[Principal]]) 
     jobs = JobService(process.database, process.clock, platform.authorizer)
     metering = MeteringService(process.database, process.clock, platform.authorizer)
     audits = AuditService(process.database, process.clock, platform.authorizer)
+    queries = QueryService(
+        platform.series, process.clock, platform.authorizer, platform.metrics_settings
+    )
+    alerts = AlertService(process.database, process.clock, platform.authorizer)
     network = NetworkService(process.database, process.clock, platform.authorizer)
     volumes = VolumeService(
         process.database, process.clock, platform.authorizer, platform.orchestrator
@@ -55,6 +62,8 @@ def routers(platform: Platform, principal: Callable[..., Awaitable[Principal]]) 
         orchestrator_api.router(platform.orchestrator, ORDERING, platform.authorizer, principal),
         metering_api.router(metering, platform.authorizer, principal),
         metering_api_audits.router(audits, principal),
+        metrics_api.query_router(queries, platform.authorizer, principal),
+        metrics_api.alert_router(alerts, platform.authorizer, principal),
         # Last: its path of a project takes ``organization/name`` and so any longer path.
         auth_api.router(platform.auth, platform.authorizer, principal),
     ]

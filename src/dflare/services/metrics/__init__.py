@@ -1,0 +1,1 @@
+"""Measurements of nodes and of the platform, asked for by tenants; alerts."""
