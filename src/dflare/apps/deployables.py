@@ -8,5 +8,6 @@ SERVICES = (
     "metrics",
     "network",
     "orchestrator",
+    "registry",
     "volumes",
 )

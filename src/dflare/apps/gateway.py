@@ -35,7 +35,7 @@ def build_app(platform: Platform, hub: events.EventHub, lag: LoopLag | None = No
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     problem.install(app)
-    app.add_middleware(BodyLimit, limit_bytes=MAX_BODY_BYTES)
+    app.add_middleware(BodyLimit, limit_bytes=MAX_BODY_BYTES, streamed=wiring_api.STREAMED)
 
     async def principal(request: Request) -> Principal:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")

@@ -78,6 +78,10 @@ from dflare.services.orchestrator import projections as orchestrator_projections
 from dflare.services.orchestrator.service import OrchestratorService
 from dflare.services.orchestrator.service_usage import AllocationUsage
 from dflare.services.orchestrator.tables import KIT as ORCHESTRATOR
+from dflare.services.registry import projections as registry_projections
+from dflare.services.registry.reconciler import RegistryReconciler
+from dflare.services.registry.settings import RegistrySettings
+from dflare.services.registry.tables import KIT as REGISTRY
 from dflare.services.volumes import activities as volumes_activities
 from dflare.services.volumes import projections as volumes_projections
 from dflare.services.volumes.reconciler import Tools as VolumeTools
@@ -89,7 +93,17 @@ from dflare.services.volumes.tables import KIT as VOLUMES
 
 SCHEMAS: Mapping[str, KitTables] = {
     kit.schema: kit
-    for kit in (AUTH, BAREMETAL, CLUSTERS, METERING, METRICS, NETWORK, ORCHESTRATOR, VOLUMES)
+    for kit in (
+        AUTH,
+        BAREMETAL,
+        CLUSTERS,
+        METERING,
+        METRICS,
+        NETWORK,
+        ORCHESTRATOR,
+        REGISTRY,
+        VOLUMES,
+    )
 }
 """Every schema with an outbox, for the relay."""
 
@@ -373,6 +387,7 @@ class Platform:
             *metrics_projections.projections(),
             *network_projections.projections(self.process.clock),
             *orchestrator_projections.projections(),
+            *registry_projections.projections(),
             *volumes_projections.projections(self.process.clock),
         ]
 
@@ -381,7 +396,16 @@ class Platform:
         return {
             "clusters": lambda: [("clusters", self.cluster_reconciler().run())],
             "metering": lambda: [("usage-audit", self.usage_auditor().run())],
+            "registry": lambda: [("registry", self.registry_reconciler().run())],
         }
+
+    def registry_reconciler(self) -> RegistryReconciler:
+        """What collects blobs that nobody needs, and measures what projects hold."""
+        process, settings = self.process, RegistrySettings.read()
+        holder = f"{socket.gethostname()}/{os.getpid()}/{new_id('registry')}"
+        return RegistryReconciler(
+            process.database, process.clock, process.objects, settings, holder
+        )
 
     def cluster_reconciler(self) -> ClusterReconciler:
         """What finds the conditions of clusters and releases those that expired."""

@@ -27,8 +27,18 @@ from dflare.services.metrics.service_alerts import AlertService
 from dflare.services.network import api as network_api
 from dflare.services.network.service import NetworkService
 from dflare.services.orchestrator import api as orchestrator_api
+from dflare.services.registry import api as registry_api
+from dflare.services.registry import api_oci as registry_api_oci
+from dflare.services.registry.service import RegistryService
+from dflare.services.registry.service_login import LoginService
+from dflare.services.registry.service_manifests import ManifestService
+from dflare.services.registry.service_uploads import UploadService
+from dflare.services.registry.settings import RegistrySettings
 from dflare.services.volumes import api as volumes_api
 from dflare.services.volumes.service import VolumeService
+
+STREAMED = registry_api_oci.STREAMED
+"""Paths whose bodies may be of any size."""
 
 
 def routers(platform: Platform, principal: Callable[..., Awaitable[Principal]]) -> list[APIRouter]:
@@ -52,6 +62,8 @@ def routers(platform: Platform, principal: Callable[..., Awaitable[Principal]]) 
     volumes = VolumeService(
         process.database, process.clock, platform.authorizer, platform.orchestrator
     )
+    registry = _registry(platform)
+    url = process.settings.public_url
     return [
         baremetal_api.router(platform.baremetal, platform.authorizer, principal),
         network_api.router(network, platform.authorizer, principal),
@@ -64,20 +76,38 @@ def routers(platform: Platform, principal: Callable[..., Awaitable[Principal]]) 
         metering_api_audits.router(audits, principal),
         metrics_api.query_router(queries, platform.authorizer, principal),
         metrics_api.alert_router(alerts, platform.authorizer, principal),
+        registry_api.router(registry, platform.authorizer, principal, public_url=url),
         # Last: its path of a project takes ``organization/name`` and so any longer path.
         auth_api.router(platform.auth, platform.authorizer, principal),
     ]
 
 
 def root_routers(platform: Platform) -> list[APIRouter]:
-    """The issuer's routes, whose places the standards fix."""
+    """The issuer's and the registry's routes, whose places the standards fix."""
     process = platform.process
+    registry = _registry(platform)
     return [
+        registry_api_oci.router(
+            registry_api_oci.RegistryParts(
+                registry,
+                UploadService(registry),
+                ManifestService(registry),
+                LoginService(registry, process.sealer),
+                realm=f"{process.settings.public_url}/v2/token",
+            )
+        ),
         api_oidc.router(
             platform.auth,
             process.database,
             process.sealer,
             process.clock,
             issuer=process.settings.public_url,
-        )
+        ),
     ]
+
+
+def _registry(platform: Platform) -> RegistryService:
+    process, settings = platform.process, RegistrySettings.read()
+    return RegistryService(
+        process.database, process.clock, platform.authorizer, process.objects, settings
+    )

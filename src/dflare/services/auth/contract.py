@@ -6,7 +6,8 @@ Events emitted: ``<kind>.changed`` and ``<kind>.deleted`` of organization, proje
 service_account, role_binding, token, signing_key and login_session (data: the row without
 secrets). Those of people, roles and tokens name no organization or project outside their data.
 Events consumed: ``audit.recorded`` (from ``kit.outbox.record_audit`` of every service),
-``cluster.changed`` and ``volume.changed`` (a project that holds any is not removed).
+``cluster.changed``, ``volume.changed`` and ``repository.changed`` (a project that holds any is not
+removed).
 """
 
 from collections.abc import Sequence

@@ -296,12 +296,12 @@ class AuditProjection:
 
 
 class ProjectUseProjection:
-    """Folds ``cluster.changed`` and ``volume.changed`` into ``project_use``, idempotent by
-    version."""
+    """Folds ``cluster.changed``, ``volume.changed`` and ``repository.changed`` into
+    ``project_use``, idempotent by version."""
 
     name = "project_use"
     kit = KIT
-    types = frozenset({"cluster.changed", "volume.changed"})
+    types = frozenset({"cluster.changed", "volume.changed", "repository.changed"})
 
     async def apply(self, session: AsyncSession, entries: Sequence[FeedEntry]) -> None:
         """See ``kit.feed.Projection``."""
@@ -345,6 +345,7 @@ async def dependents(session: AsyncSession, row: Identified) -> list[Identified]
             row.name,
             clusters=(ProjectUse, live & (ProjectUse.kind == "cluster")),
             volumes=(ProjectUse, live & (ProjectUse.kind == "volume")),
+            repositories=(ProjectUse, live & (ProjectUse.kind == "repository")),
             service_accounts=(ServiceAccount, ServiceAccount.project_id == row.id),
         )
         bindings, subject = RoleGrant.project_id == row.id, None
