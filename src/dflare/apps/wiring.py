@@ -14,6 +14,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 
+from dflare.apps import wiring_metrics
 from dflare.apps.process import Process
 from dflare.drivers.bmc.redfish.driver import RedfishDriver
 from dflare.drivers.ethernet.nvue import NvueSwitches
@@ -62,6 +63,8 @@ from dflare.services.metering.reconciler import UsageAuditor
 from dflare.services.metering.settings import MeteringSettings
 from dflare.services.metering.tables import KIT as METERING
 from dflare.services.metrics import projections as metrics_projections
+from dflare.services.metrics.api_agent import measuring
+from dflare.services.metrics.service_ingest import Ingest
 from dflare.services.metrics.settings import MetricsSettings
 from dflare.services.metrics.tables import KIT as METRICS
 from dflare.services.network import activities as network_activities
@@ -195,6 +198,9 @@ class Platform:
             settings=BaremetalSettings.read(),
             public_url=self.agent_url,
             speed=process.settings.site_clock_speed,
+            measuring=measuring(
+                self.series, process.sealer, self.agent_url, self.metrics_settings.push_every_s
+            ),
         )
 
     @cached_property
@@ -277,6 +283,12 @@ class Platform:
         store = SeriesStore(settings.metrics_url, settings.metrics_absent_reason)
         self.process.at_end(store.close)
         return store
+
+    @cached_property
+    def ingest(self) -> Ingest:
+        """What takes measurements of nodes in."""
+        process = self.process
+        return Ingest(process.database, self.series, process.clock, self.metrics_settings)
 
     @cached_property
     def scheduler_rest(self) -> HostRest:
@@ -422,7 +434,9 @@ class Platform:
 
     def agent_app(self) -> Starlette:
         """The agents' API and boot media."""
-        return AgentApi(self.sessions, self.images, self.agent_url).app()
+        app = AgentApi(self.sessions, self.images, self.agent_url).app()
+        app.router.routes.extend(wiring_metrics.agent_routes(self.process, self.ingest))
+        return app
 
     def site_tasks(self) -> Mapping[str, Callable[[], list[Task]]]:
         """What a site worker keeps running beside its steps, by service, made when it is asked."""
@@ -439,6 +453,7 @@ class Platform:
                 ("drains", DrainReconciler(self.scheduler_hosts).run()),
                 ("jobs", self.job_reconciler().run()),
             ],
+            "metrics": lambda: wiring_metrics.site_tasks(self.process, self.ingest, self.bmc),
             "network": lambda: [("fabrics", Supervisor(self.network_tools()).run())],
             "volumes": lambda: [
                 ("volumes", VolumeReconciler(self.volume_tools()).run()),

@@ -79,7 +79,7 @@ class PlatformCalls:
     """Calls with a bearer token through the host's network, repeated until answered."""
 
     def __init__(self, token: str, has_path: Callable[[], bool], seed: str) -> None:
-        self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        self._headers = {"Authorization": f"Bearer {token}"}
         self._has_path = has_path
         self._connection = HttpConnection()
         self._jitter = random.Random(seed)  # noqa: S311 - spreads repeats, guards nothing
@@ -102,13 +102,30 @@ class PlatformCalls:
             await asyncio.sleep(wait_s * self._jitter.uniform(0.5, 1.0))
             wait_s = min(wait_s * 2, _LAST_BACKOFF_S)
 
-    async def _try(self, method: str, url: str, data: bytes | None) -> Response | None:
+    async def once(self, method: str, url: str, data: bytes, content_type: str) -> bool:
+        """One try; whether it was taken. What is late is not worth a repetition.
+
+        Raises:
+            TokenRefusedError: the answer is 401.
+        """
+        answer = await self._try(method, url, data, content_type)
+        if answer is not None and answer.status == 401:
+            raise TokenRefusedError(url)
+        return answer is not None and answer.status < 300
+
+    async def _try(
+        self, method: str, url: str, data: bytes | None, content_type: str = "application/json"
+    ) -> Response | None:
         if not self._has_path():
             self._connection.close()
             return None
         try:
             answer = await self._connection.request(
-                method, url, headers=self._headers, body=data, timeout_s=_CALL_TIMEOUT_S
+                method,
+                url,
+                headers={**self._headers, "Content-Type": content_type},
+                body=data,
+                timeout_s=_CALL_TIMEOUT_S,
             )
         except HttpError:
             return None

@@ -65,7 +65,7 @@ async def run(
         places.clusters, Preparation(places.packages, places.clusters), places.volume_roots, truth
     )
     slurm = SlurmNodes(clusters, truth, faults)
-    world = World(config, clock, truth, faults, CabledNetwork(config, fabric), slurm)
+    world = World(config, clock, truth, faults, CabledNetwork(config, fabric, faults), slurm)
     control = ControlApi(world, fabric, clock, truth, faults, clusters)
     devices = _device_apps(config, world, fabric)
     if config.scheduler and config.scheduler_port and config.scheduler_credentials:

@@ -51,6 +51,10 @@ class _Speed(_Body):
     speed: float
 
 
+class _Load(_Body):
+    gpus: dict[int, float]
+
+
 class _Failure(_Body):
     kind: Literal["power", "bmc", "boot", "agent"]
 
@@ -98,6 +102,7 @@ class ControlApi:
             ("GET", "/truth/find", self._find),
             ("POST", "/truth/marker", self._mark),
             ("POST", "/hosts/{name}/secret", self._write_secret),
+            ("POST", "/hosts/{name}/load", self._load_gpus),
             ("POST", "/hosts/{name}/fail", self._fail_host),
             ("POST", "/hosts/{name}/kill", self._kill_slurmd),
             ("POST", "/clusters/{id}/kill", self._kill_service),
@@ -151,6 +156,16 @@ class ControlApi:
         except NotRunningError as error:
             raise HTTPException(409, str(error)) from error
         return _json({"places": host.places_of(body.text)}, 201)
+
+    async def _load_gpus(self, request: Request) -> Response:
+        host, body = self._host(request), await _parsed(request, _Load)
+        try:
+            host.load_gpus(body.gpus)
+        except NotRunningError as error:
+            raise HTTPException(409, str(error)) from error
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from error
+        return Response(status_code=204)
 
     async def _fail_host(self, request: Request) -> Response:
         host, body = self._host(request), await _parsed(request, _Failure)

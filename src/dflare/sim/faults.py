@@ -16,6 +16,8 @@
 | ``nvue_slow`` | switch | an apply takes longer | ``seconds`` (simulated, 60) |
 | ``nvue_drops_write`` | switch/port | answers applied, the port keeps its old configuration | |
 | ``nvue_unreachable`` | switch | the switch drops the connection without an answer | |
+| ``gpu_dead`` | host | an accelerator has fallen off the bus | ``gpu`` (its number, 0) |
+| ``link_down`` | host/port | the link of a host's port is lost | |
 | ``switch_reset`` | switch | the next apply ends in a reboot with the factory configuration | |
 | ``ufm_job_late`` | ufm | a job completes later | ``seconds`` (simulated, 60) |
 | ``ufm_job_fails`` | ufm | a job ends as failed and changes nothing | ``reason`` |
@@ -48,6 +50,8 @@ KINDS = frozenset(
         "nvue_slow",
         "nvue_drops_write",
         "nvue_unreachable",
+        "gpu_dead",
+        "link_down",
         "switch_reset",
         "ufm_job_late",
         "ufm_job_fails",
@@ -144,6 +148,15 @@ class FaultPlan:
                 fault.remaining -= 1
             return fault
         return None
+
+    def standing(self, kind: str, target: str) -> list[Fault]:
+        """The faults of a condition that ``target`` is in now. Looking is no occasion: it counts no
+        hit and spends nothing."""
+        return [
+            fault
+            for fault in self._by_kind.get(kind, ())
+            if fault.remaining != 0 and fnmatchcase(target, fault.target)
+        ]
 
     def faults(self) -> list[Fault]:
         """Every fault that was added and not cleared, oldest first, spent ones included."""

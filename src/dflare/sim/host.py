@@ -6,7 +6,7 @@ holds its content through a warm restart and loses it when the power goes.
 
 import asyncio
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -14,6 +14,7 @@ from dflare.sim.agent import Agent, phone_home
 from dflare.sim.clock import SimClock
 from dflare.sim.config import HardwareTimes, Node
 from dflare.sim.disk import ConfigDrive, DiskContent
+from dflare.sim.exporters import send_measurements
 from dflare.sim.faults import FaultPlan
 from dflare.sim.firmware import (
     Bios,
@@ -26,6 +27,7 @@ from dflare.sim.firmware import (
     VirtualMedia,
 )
 from dflare.sim.machine import HostMachine
+from dflare.sim.measurements import Measurements
 from dflare.sim.media import AgentMedium, ImageStore, MediaError, read_agent_medium
 from dflare.sim.network import HostNetwork
 from dflare.sim.processes import HostProcesses
@@ -87,6 +89,7 @@ class Host:
         self.running_keys: tuple[str, ...] = ()
         self.boot_id = ""
         self.processes = HostProcesses()
+        self.measurements = Measurements(self)
         self._transition: asyncio.Task[None] | None = None
         self._program: asyncio.Task[None] | None = None
 
@@ -125,6 +128,18 @@ class Host:
         """Run a system in memory that holders of ``keys`` can enter; the agent stays beside it."""
         self.system, self.running_keys = System.RESCUE, keys
         self.lab.log.append("system_started", self.name, system="rescue", ssh_keys=keys)
+
+    def load_gpus(self, load: Mapping[int, float]) -> None:
+        """What a tenant's program does: keep accelerators busy, each from 0 to 1, until its system
+        ends or another load is set.
+
+        Raises:
+            NotRunningError: no tenant's system runs.
+            ValueError: there is no such accelerator, or a load is none.
+        """
+        if self.system is not System.TENANT:
+            raise NotRunningError(f"{self.name}: no tenant's system runs")
+        self.measurements.set_load(load)
 
     def write_secret(self, text: str) -> None:
         """What a tenant does: put ``text`` on every disk, into memory and accelerator memory.
@@ -246,6 +261,7 @@ class Host:
         """End what runs, at once."""
         program, self._program = self._program, None
         self.system, self.running_keys = None, ()
+        self.measurements.restarted()
         await self._cancel(program)
         await self.processes.kill()
 
@@ -307,6 +323,7 @@ class Host:
         keys = drive.ssh_keys if drive else ()
         sha256 = image.sha256 if image else None
         self.system, self.running_keys, self.tpm_owned = System.TENANT, keys, True
+        self.measurements.restarted()
         self._reached(Progress.OS_RUNNING)
         self.lab.log.append(
             "system_started", self.name, system="tenant", image_sha256=sha256, ssh_keys=keys
@@ -315,6 +332,9 @@ class Host:
             await asyncio.gather(
                 self.lab.slurm.run(self.name, drive.vendor_data),
                 self._phone_home(content, drive, sha256),
+                send_measurements(
+                    self, drive, HostMachine(self).has_path, f"{self.name}/{self.boot_id}"
+                ),
             )
 
     async def _phone_home(

@@ -48,7 +48,7 @@ class HostMachine:
     def inventory(self) -> dict[str, object]:
         """What the agent finds in the machine; sizes in MiB and bytes as named."""
         host, node = self._host, self._host.node
-        up = host.lab.network.ethernet_up
+        up, dead = host.lab.network.ethernet_up, host.measurements.dead_gpus()
         return {
             "serial": node.serial,
             "uuid": node.uuid,
@@ -66,7 +66,8 @@ class HostMachine:
             ],
             "gpus": [
                 {"vendor": g.vendor, "model": g.model, "memory_mib": g.memory_gib * _MIB_PER_GIB}
-                for g in node.gpus
+                for number, g in enumerate(node.gpus)
+                if number not in dead
             ],
             "ethernet": [
                 {

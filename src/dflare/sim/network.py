@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 from starlette.types import ASGIApp
 
 from dflare.sim.config import Node, SimConfig
+from dflare.sim.faults import FaultPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,10 @@ class HostNetwork(Protocol):
         """Whether that Ethernet port has a link."""
         ...
 
+    def infiniband_up(self, host_name: str, port_name: str) -> bool:
+        """Whether that InfiniBand port has a link."""
+        ...
+
     def has_path(self, host_name: str) -> bool:
         """Whether the first port with a link and a VLAN exists: the way of the agent's traffic."""
         ...
@@ -75,20 +80,30 @@ class PortSource(Protocol):
 class CabledNetwork:
     """``HostNetwork`` over the cables of the file and the fabric's port states."""
 
-    def __init__(self, config: SimConfig, fabric: PortSource) -> None:
+    def __init__(self, config: SimConfig, fabric: PortSource, faults: FaultPlan) -> None:
         self._nodes: dict[str, Node] = {node.name: node for node in config.nodes}
         self._fabric = fabric
+        self._faults = faults
 
     def ethernet_up(self, host_name: str, port_name: str) -> bool:
         """Whether the switch's end of that port's cable has a link."""
         for port in self._nodes[host_name].ethernet:
-            if port.name == port_name:
+            if port.name == port_name and not self._lost(host_name, port_name):
                 return self._fabric.port_state(port.switch, port.switch_port).link_up
         return False
+
+    def infiniband_up(self, host_name: str, port_name: str) -> bool:
+        """Whether that InfiniBand port has a link: its cable is never unplugged but by a fault."""
+        return not self._lost(host_name, port_name)
+
+    def _lost(self, host_name: str, port_name: str) -> bool:
+        return bool(self._faults.standing("link_down", f"{host_name}/{port_name}"))
 
     def has_path(self, host_name: str) -> bool:
         """Whether any port has a link and is a member of any VLAN (agent protocol, "Path")."""
         for port in self._nodes[host_name].ethernet:
+            if self._lost(host_name, port.name):
+                continue
             state = self._fabric.port_state(port.switch, port.switch_port)
             if state.link_up and state.vlans:
                 return True

@@ -134,6 +134,39 @@ class BiosOutcome:
         return not self.differing
 
 
+class SensorKind(StrEnum):
+    """What a sensor measures, with its unit."""
+
+    CELSIUS = "celsius"
+    WATTS = "watts"
+    RPM = "rpm"
+    RATIO = "ratio"
+    """A fan's speed as a part of its fastest, from 0 to 1."""
+
+
+class SensorPart(StrEnum):
+    """What a sensor measures it of."""
+
+    GPU = "gpu"
+    CPU = "cpu"
+    MEMORY = "memory"
+    FAN = "fan"
+    POWER_SUPPLY = "power_supply"
+    ENCLOSURE = "enclosure"
+
+
+@dataclass(frozen=True)
+class SensorReading:
+    """One value. ``id`` is the BMC's name of the sensor, ``location`` says where air is measured
+    (``intake``, ``exhaust``) and is empty elsewhere."""
+
+    id: str
+    kind: SensorKind
+    part: SensorPart
+    value: float
+    location: str = ""
+
+
 class BmcDriver(Protocol):
     """A BMC's verbs. Every one may raise ``BmcError`` and returns within about 30 s."""
 
@@ -178,4 +211,12 @@ class BiosDefaults(Protocol):
     async def changed_bios(self, bmc: BmcAccess) -> tuple[str, ...]:
         """Writable attributes in force that differ from the registry's defaults; empty where the
         BMC offers no defaults."""
+        ...
+
+
+class BmcSensors(Protocol):
+    """An extra ability: what the server's sensors measure, beside any system that runs on it."""
+
+    async def sensors(self, bmc: BmcAccess) -> list[SensorReading]:
+        """Read every sensor that has a value now. May raise ``BmcError``."""
         ...

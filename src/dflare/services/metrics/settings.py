@@ -27,7 +27,7 @@ class MetricsSettings(Settings):
     scrape_every_s: float = 30.0
     scrape_at_once: int = 64
     scrape_bmc_s: float = 15.0
-    push_every_s: float = 15.0
+    push_every_s: float = 30.0
     write_every_s: float = 1.0
     alert_every_s: float = 5.0
     alert_after_s: float = 15.0

@@ -12,7 +12,7 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from dflare.sim.config import SimConfig
-from dflare.sim.redfish import bios, chassis, manager, pcie, service, storage, system
+from dflare.sim.redfish import bios, chassis, manager, pcie, sensors, service, storage, system
 from dflare.sim.redfish.bmc import Answer, Bmc, Document, etag_of
 from dflare.sim.redfish.messages import RedfishError
 from dflare.sim.redfish.personality import personality_of
@@ -87,9 +87,10 @@ class RedfishApp:
 
 
 def _tables(vendor: Vendor) -> list[RouteTable]:
+    own = [*_TABLES, sensors.table] if vendor.has_sensors else _TABLES
     if vendor.media.by_patch:
-        return [manager.changes, *_TABLES]
-    return [*_TABLES, manager.actions]
+        return [manager.changes, *own]
+    return [*own, manager.actions]
 
 
 def _read(bmc: Bmc, router: Router, scope: Scope, headers: Headers) -> tuple[Document | bytes, str]:

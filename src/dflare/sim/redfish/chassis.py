@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from dflare.sim.config import EthernetPort, InfinibandPort
+from dflare.sim.redfish import sensors
 from dflare.sim.redfish.bmc import OK, Bmc, Document, collection, link, links, resource
 from dflare.sim.redfish.routing import RouteTable, missing
 from dflare.sim.redfish.schemas import ROOT
@@ -16,8 +17,9 @@ table = RouteTable()
 
 _CHASSIS = f"{ROOT}/Chassis/<chassis>"
 _ADAPTERS = f"{_CHASSIS}/NetworkAdapters"
-_IDLE_WATTS = 450
-_GPU_WATTS = 350
+_BOARD_WATTS = 450
+_GPU_WATTS = 700
+_CRITICAL_C = {"Intake": 47, "Exhaust": 75}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +40,14 @@ def chassis_collection(bmc: Bmc) -> Document:
 def chassis(bmc: Bmc) -> Document:
     """The chassis."""
     path, node = bmc.chassis_path, bmc.host.node
+    own: Document = {}
+    if bmc.vendor.has_sensors:
+        own = {name: link(f"{path}/{name}") for name in ("Sensors", "EnvironmentMetrics")}
     return resource(
         path,
         "Chassis",
         "Computer System Chassis",
+        **own,
         ChassisType="RackMount",
         Manufacturer=bmc.vendor.manufacturer,
         Model=node.model,
@@ -135,7 +141,7 @@ def port(bmc: Bmc, name: str, port_id: str) -> Document:
             "Ethernet": {"AssociatedMACAddresses": [physical.mac]},
         }
         return document
-    up = bmc.host.powered
+    up = bmc.host.powered and bmc.host.lab.network.infiniband_up(bmc.host.name, physical.name)
     return document | {
         "PortProtocol": "InfiniBand",
         "LinkNetworkTechnology": "InfiniBand",
@@ -188,13 +194,9 @@ def function(bmc: Bmc, name: str, function_id: str) -> Document:
 
 @table.get(f"{_CHASSIS}/Power", "Power")
 def power(bmc: Bmc) -> Document:
-    """What the chassis draws: idle, and each accelerator while a system runs."""
+    """What the chassis draws."""
     path = f"{bmc.chassis_path}/Power"
-    gpus = len(bmc.host.node.gpus)
-    watts = 0
-    if bmc.host.powered:
-        watts = _IDLE_WATTS + (_GPU_WATTS * gpus if bmc.host.system else 0)
-    capacity = 2 * (_IDLE_WATTS + _GPU_WATTS * gpus)
+    capacity = 2 * (_BOARD_WATTS + _GPU_WATTS * len(bmc.host.node.gpus))
     return resource(
         path,
         "Power",
@@ -204,7 +206,7 @@ def power(bmc: Bmc) -> Document:
                 "@odata.id": f"{path}#/PowerControl/0",
                 "MemberId": "0",
                 "Name": "System Power Control",
-                "PowerConsumedWatts": watts,
+                "PowerConsumedWatts": round(bmc.host.measurements.board().watts),
                 "PowerCapacityWatts": capacity,
                 "Status": OK,
             }
@@ -214,22 +216,38 @@ def power(bmc: Bmc) -> Document:
 
 @table.get(f"{_CHASSIS}/Thermal", "Thermal")
 def thermal(bmc: Bmc) -> Document:
-    """The inlet temperature."""
+    """Temperatures, and how fast the fans turn, in percent."""
     path = f"{bmc.chassis_path}/Thermal"
+    found = sensors.readings(bmc)
+    temperatures = [reading for reading in found if reading.kind == "Temperature"]
+    board = bmc.host.measurements.board()
     return resource(
         path,
         "Thermal",
         "Thermal",
         Temperatures=[
             {
-                "@odata.id": f"{path}#/Temperatures/0",
-                "MemberId": "0",
-                "Name": "System Board Inlet Temp",
-                "PhysicalContext": "Intake",
-                "ReadingCelsius": 23,
-                "UpperThresholdCritical": 47,
+                "@odata.id": f"{path}#/Temperatures/{number}",
+                "MemberId": str(number),
+                "Name": reading.name,
+                "PhysicalContext": reading.context,
+                "ReadingCelsius": reading.value,
+                "UpperThresholdCritical": _CRITICAL_C.get(reading.context, 95),
+                "Status": sensors.status(reading),
+            }
+            for number, reading in enumerate(temperatures)
+        ],
+        Fans=[
+            {
+                "@odata.id": f"{path}#/Fans/{number}",
+                "MemberId": str(number),
+                "Name": f"Fan {number + 1}",
+                "PhysicalContext": "Fan",
+                "Reading": board.fan_percent(number),
+                "ReadingUnits": "Percent",
                 "Status": OK,
             }
+            for number in range(len(board.fan_rpm))
         ],
     )
 

@@ -129,5 +129,6 @@ DELL = Vendor(
     weak_etags=False,
     expands=True,
     gpus_are_processors=True,
+    has_sensors=True,
     registry_gzip=False,
 )

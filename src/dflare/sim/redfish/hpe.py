@@ -169,5 +169,6 @@ HPE = Vendor(
     weak_etags=True,
     expands=True,
     gpus_are_processors=False,
+    has_sensors=False,
     registry_gzip=True,
 )

@@ -142,5 +142,6 @@ LENOVO = Vendor(
     weak_etags=False,
     expands=True,
     gpus_are_processors=True,
+    has_sensors=True,
     registry_gzip=False,
 )

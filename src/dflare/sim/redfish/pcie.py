@@ -65,6 +65,7 @@ def device(bmc: Bmc, name: str) -> Document:
     """One device."""
     maker, gpu, number = _find(bmc, name)
     path = f"{_base(bmc)}/{quote(name)}"
+    dead = gpu is not None and number - 1 in bmc.host.measurements.dead_gpus()
     document = resource(
         path,
         "PCIeDevice",
@@ -73,7 +74,7 @@ def device(bmc: Bmc, name: str) -> Document:
         Manufacturer=maker.name,
         Model=gpu.model if gpu else "AST2600",
         PCIeFunctions=link(f"{path}/PCIeFunctions"),
-        Status=OK,
+        Status={"State": "UnavailableOffline", "Health": "Critical"} if dead else OK,
         Links={"Chassis": [link(bmc.chassis_path)]},
     )
     if gpu:

@@ -135,5 +135,6 @@ SUPERMICRO = Vendor(
     weak_etags=False,
     expands=False,
     gpus_are_processors=True,
+    has_sensors=True,
     registry_gzip=False,
 )

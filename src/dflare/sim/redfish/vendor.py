@@ -140,7 +140,8 @@ class Vendor:
     ``shows_transitions``: PowerState may read PoweringOn and PoweringOff. ``needs_if_match``: a
     PATCH without If-Match is a 428. ``weak_etags``: ETags are sent as ``W/"…"``. ``expands``: the
     query ``$expand`` is offered. ``gpus_are_processors``: accelerators stand among the processors;
-    elsewhere they are PCIe devices only. ``registry_gzip``: the attribute registry is sent
+    elsewhere they are PCIe devices only. ``has_sensors``: each sensor is a resource; elsewhere they
+    stand in Thermal and Power only. ``registry_gzip``: the attribute registry is sent
     compressed, and a 406 to clients that refuse that. ``maker`` is ServiceRoot.Vendor.
     """
 
@@ -177,6 +178,7 @@ class Vendor:
     weak_etags: bool
     expands: bool
     gpus_are_processors: bool
+    has_sensors: bool
     registry_gzip: bool
 
     def bios_defaults(self, node: Node) -> dict[str, str | int]:

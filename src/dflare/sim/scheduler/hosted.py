@@ -246,6 +246,10 @@ class HostedCluster:
         if self.holders.get(slot) == host:
             del self.holders[slot]
 
+    def gpus_in_use(self, host: str) -> frozenset[int]:
+        """The numbers of the accelerators of a host that jobs of this cluster hold."""
+        return self._job_truth.gpus_in_use(host)
+
     async def read_jobs(self) -> None:
         """Takes what the servers noted of jobs into the truth log."""
         if self._namespace is not None and self._state in ("ready", "stopping") and self.holders:

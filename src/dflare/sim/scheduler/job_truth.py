@@ -26,6 +26,7 @@ class JobTruth:
         self._log = log
         self._offset = 0
         self._open: dict[tuple[str, str], tuple[str, dict[str, object]]] = {}
+        self._gpus: dict[tuple[str, str], frozenset[int]] = {}
         self._reading = asyncio.Lock()
         self._begun = 0
 
@@ -45,10 +46,16 @@ class JobTruth:
                 if (found := _LINE.fullmatch(line)) is not None:
                     self._note(found, holders)
 
+    def gpus_in_use(self, host: str) -> frozenset[int]:
+        """The numbers of the accelerators of a server that jobs hold."""
+        held = (self._gpus[key] for key, (holder, _) in self._open.items() if holder == host)
+        return frozenset[int]().union(*held)
+
     def lost(self, slot: str) -> None:
         """The server of the slot has no power any more."""
         for key in [key for key in self._open if key[0] == slot]:
             host, facts = self._open.pop(key)
+            self._gpus.pop(key, None)
             self._log.append("job_ended", host, **facts, at=None, how="power")
 
     def _note(self, found: re.Match[str], holders: Mapping[str, str]) -> None:
@@ -57,6 +64,7 @@ class JobTruth:
         if word == "ended":
             if (opened := self._open.pop(key, None)) is not None:
                 host, facts = opened
+                self._gpus.pop(key, None)
                 self._log.append("job_ended", host, **facts, at=float(at), how="done")
         elif slot in holders and key not in self._open:
             facts: dict[str, object] = {
@@ -67,4 +75,6 @@ class JobTruth:
                 "account": account,
             }
             self._open[key] = (holders[slot], facts)
+            numbers = () if gpus == "-" else gpus.split(",")
+            self._gpus[key] = frozenset(int(number) for number in numbers if number)
             self._log.append("job_started", holders[slot], **facts, at=float(at))

@@ -91,6 +91,10 @@ class SlurmNodes:
                     return True
         return False
 
+    def gpus_in_use(self, host: str) -> frozenset[int]:
+        """The numbers of the accelerators of a server that jobs hold, of whichever cluster."""
+        return frozenset[int]().union(*(one.gpus_in_use(host) for one in self._clusters.all()))
+
     def running_on(self, host: str) -> dict[str, str] | None:
         """Cluster and slot whose slurmd runs on a server."""
         for cluster in self._clusters.all():

@@ -13,11 +13,13 @@ from dflare.drivers.bmc.port import (
     Inventory,
     Observed,
     Power,
+    SensorReading,
 )
 from dflare.drivers.bmc.redfish.bios import BiosSettings
 from dflare.drivers.bmc.redfish.client import RedfishClient
 from dflare.drivers.bmc.redfish.inventory import read_inventory
 from dflare.drivers.bmc.redfish.paths import Finder, SystemPaths
+from dflare.drivers.bmc.redfish.sensors import Sensors
 from dflare.drivers.bmc.redfish.states import observed, power_of
 
 # Where a BMC offers "UsbCd" (Supermicro), its virtual CD is that drive and "Cd" another one.
@@ -31,6 +33,7 @@ class RedfishDriver:
         self._client = RedfishClient(ca_file)
         self._finder = Finder(self._client)
         self._bios = BiosSettings(self._client, self._finder)
+        self._sensors = Sensors(self._client, self._finder)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -103,6 +106,10 @@ class RedfishDriver:
     async def changed_bios(self, bmc: BmcAccess) -> tuple[str, ...]:
         """See ``BiosDefaults``."""
         return await self._bios.changed(bmc)
+
+    async def sensors(self, bmc: BmcAccess) -> list[SensorReading]:
+        """See ``BmcSensors``."""
+        return await self._sensors.read(bmc)
 
     async def _reset(self, bmc: BmcAccess, paths: SystemPaths, kind: str) -> None:
         if paths.resets and kind not in paths.resets:

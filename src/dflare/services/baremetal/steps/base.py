@@ -7,7 +7,7 @@ session's row.
 
 import asyncio
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import ClassVar
@@ -47,11 +47,17 @@ _TAKEN = "the node was taken over by a newer operation"
 _TAKEN_BY_OPERATOR = "the node was taken over by an operator"
 
 
+def _nothing_measured(_node_id: str, _cluster_id: str) -> Mapping[str, str | float]:
+    return {}
+
+
 @dataclass(frozen=True)
 class StepParts:
     """What the steps work with; made once a process by ``apps/wiring.py``.
 
     ``public_url`` is the agent API as nodes reach it, ``speed`` site seconds per wall second.
+    ``measuring`` says what a cluster's system on a node is told of where its measurements go, by
+    the node's and the cluster's id; nothing where nobody keeps any.
     """
 
     database: Database
@@ -64,6 +70,7 @@ class StepParts:
     settings: BaremetalSettings
     public_url: str
     speed: float = 1.0
+    measuring: Callable[[str, str], Mapping[str, str | float]] = _nothing_measured
 
     def patience_s(self) -> float:
         """Wall seconds that a boot may take before it is tried again."""

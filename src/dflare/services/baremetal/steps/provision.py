@@ -267,6 +267,7 @@ def _config_drive(work: NodeWork, plan: BootPlan) -> dict[str, Any]:
             "cluster": config.name,
             "project_id": config.project_id,
             "site_id": work.node.site_id,
+            **work.parts.measuring(work.node.id, config.cluster_id),
         },
     }
     return {
