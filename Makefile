@@ -16,6 +16,8 @@ UP ?=
 # Test processes at a time; each has its own PostgreSQL and Temporal. Tests of one file stay together.
 JOBS ?= 2
 DIST ?= loadfile
+# The longest files come first (tests/conftest.py), so that no process waits long for the other.
+XDIST = -n $(JOBS) --dist $(DIST) --no-loadscope-reorder
 # Further arguments of pytest, for example T="tests/site -k broken".
 T ?=
 SEEDS ?= 1-12
@@ -23,7 +25,7 @@ BENCH ?=
 
 export UV_SYSTEM_CERTS := 1
 
-.PHONY: help up down test test-lab test-chaos check format bench clean $(VENV)
+.PHONY: help up down test test-lab test-long test-chaos check format bench clean $(VENV)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,13 +37,16 @@ down: $(STAMP) ## stop everything
 	@$(BIN)/dflare down
 
 test: $(STAMP) ## run the tests
-	@$(BIN)/pytest -m "not lab and not chaos" -n $(JOBS) --dist $(DIST) $(T)
+	@$(BIN)/pytest -m "not lab and not long and not chaos" $(XDIST) $(T)
 
 test-lab: $(STAMP) ## run the tests that need real parts
 	@$(BIN)/python -m dflare.embedded.packages .lab/slurm-packages
-	@$(BIN)/pytest -m lab $(T)
+	@$(BIN)/pytest -m lab $(XDIST) $(T)
 
-test-chaos: $(STAMP) ## run the kill matrix, for example SEEDS=1-200
+test-long: $(STAMP) ## run the tests that take too long for every change
+	@$(BIN)/pytest -m long --timeout 0 $(XDIST) $(T)
+
+test-chaos: $(STAMP) ## kill whatever runs while orders go on, for example SEEDS=1-200
 	@DFLARE_TEST_SEEDS=$(SEEDS) $(BIN)/pytest -m chaos --timeout 0 $(T)
 
 check: $(STAMP) ## formatting, lint, types, imports, files

@@ -21,6 +21,8 @@ from dflare.services.auth.service import SYSTEM, NewUser
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PASSWORD = "correct horse battery"
+AWAITS_A_NAME = "document.activeElement.name === 'username'"
+REFUSED = "document.querySelector('[role=alert]') !== null"
 
 
 class Browser:
@@ -132,9 +134,10 @@ async def test_a_person_logs_in_by_the_browser_with_the_keyboard_alone(
             assert process.stderr is not None
             process.stderr.readline()
             browser.open(process.stderr.readline().strip())
-            assert browser.ask("document.activeElement.name") == "username"
+            until(lambda: browser.ask(AWAITS_A_NAME))
             browser.log_in("ada@acme", "not the password")
-            until(lambda: browser.ask("document.querySelector('[role=alert]') !== null"))
+            until(lambda: browser.ask(REFUSED))
+            until(lambda: browser.ask(AWAITS_A_NAME))
             browser.log_in("ada@acme", PASSWORD)
             until(lambda: "close this page" in str(browser.ask("document.body.innerText")))
             said = process.stderr.read()

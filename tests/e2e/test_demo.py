@@ -16,7 +16,8 @@ import pytest
 from running_platform import CliResult, PlatformHandle, ok, running_platform
 from site_files import PlatformWish
 
-pytestmark = pytest.mark.timeout(900)
+# In the shorter run the README's test goes through the demonstration.
+pytestmark = [pytest.mark.timeout(900), pytest.mark.long]
 
 NODES, OTHERS = 24, 2
 RUN_WITHIN_S = 480

@@ -59,6 +59,7 @@ async def together(platform: PlatformHandle) -> list[int]:
     return found[0]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 async def test_a_cluster_lives_through_killed_workers_a_replacement_and_its_end() -> None:
     wish = PlatformWish(nodes=NODES, speed=SPEED, times=TIMES, environment=KILL_SETTINGS)

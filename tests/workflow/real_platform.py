@@ -58,7 +58,7 @@ from simulator import SimHandle, free_ports, simulator
 
 LANES, NODES_IN_LANE, ORDERED = 6, 5, 2
 DEADLINE_S = 120
-_POLL_S = 0.1
+_POLL_S = 0.2
 _BASE = IPv4Address("127.68.0.0")
 
 

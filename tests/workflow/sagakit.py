@@ -9,7 +9,15 @@ an undisturbed run, or of a world that was never touched where the order was und
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -71,6 +79,14 @@ class Disturbance:
     def __str__(self) -> str:
         way = f" (undo, failing at {self.fail_at})" if self.undoing else ""
         return f"{self.index} {self.step}{way}: {self.kind}"
+
+
+def parted(scenarios: Iterable[Any], short: Callable[[Any], bool]) -> list[Any]:
+    """Parameters of a test: those that are not ``short`` are left to the longer run."""
+    return [
+        scenario if short(scenario) else pytest.param(scenario, marks=pytest.mark.long)
+        for scenario in scenarios
+    ]
 
 
 def disturbances(plan: Plan) -> Iterator[Disturbance]:

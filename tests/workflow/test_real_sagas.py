@@ -19,9 +19,15 @@ from real_cases import (
     taken,
 )
 from real_platform import ORDERED, real_platform
-from sagakit import selected
+from sagakit import parted, selected
 
-SCENARIOS = [s for saga in PLANS for kind in (in_rounds, failures, taken) for s in kind(saga)]
+SCENARIOS = [
+    *(one for saga in PLANS for kind in (in_rounds, failures) for one in kind(saga)),
+    *parted(
+        (one for saga in PLANS for one in taken(saga)),
+        lambda one: one.disturbances[0].step == "baremetal.provision@1",
+    ),
+]
 SINGLY = [scenario for saga in PLANS for scenario in singly(saga)]
 
 
@@ -65,7 +71,7 @@ async def test_a_disturbed_operation_ends_as_an_undisturbed_one_or_undone(
     await cases.result(scenario)
 
 
-@pytest.mark.chaos
+@pytest.mark.long
 @pytest.mark.parametrize("scenario", SINGLY, ids=str)
 async def test_each_disturbance_on_its_own(cases: Cases, scenario: Scenario) -> None:
     await cases.result(scenario)

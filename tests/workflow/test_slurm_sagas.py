@@ -19,12 +19,13 @@ from real_cases import (
     Scenario,
     check_handed_over,
     failures,
+    first_round,
     in_rounds,
     nothing_left,
     taken,
 )
 from real_platform import ORDERED, real_platform
-from sagakit import selected
+from sagakit import parted, selected
 
 from scheduler_wire import wire_host
 
@@ -43,7 +44,7 @@ def _own(scenario: Scenario) -> bool:
 
 
 SCENARIOS = [
-    *(one for saga in SLURM_PLANS for one in in_rounds(saga)),
+    *parted((one for saga in SLURM_PLANS for one in in_rounds(saga)), first_round),
     *(one for saga in SLURM_PLANS for one in (*failures(saga), *taken(saga)) if _own(one)),
 ]
 
