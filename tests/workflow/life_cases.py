@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from real_cases import CLEAN, Scenario, first_round, look
+from real_cases import CLEAN, Scenario, look
 from real_platform import DEADLINE_S, ORDERED, Lane, RealPlatform
-from sagakit import RECOVERED, Disturbance, parted
+from sagakit import RECOVERED, Disturbance, first_round, parted
 from sqlalchemy import func, select
 
 from baremetal_site import OPERATOR, AllowAll

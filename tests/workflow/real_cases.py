@@ -76,11 +76,6 @@ def in_rounds(saga: str) -> Iterator[Scenario]:
         yield Scenario(saga, f"undo round {shift + 1}", steps)
 
 
-def first_round(scenario: Scenario) -> bool:
-    """Whether it is a round, and the first of its saga: there every step meets one disturbance."""
-    return scenario.name in {"round 1", "undo round 1"}
-
-
 def failures(saga: str) -> Iterator[Scenario]:
     """Every step failed for one target, and for all; every undo failed for one."""
     yield from _undo_failures(saga)

@@ -89,6 +89,11 @@ def parted(scenarios: Iterable[Any], short: Callable[[Any], bool]) -> list[Any]:
     ]
 
 
+def first_round(scenario: Any) -> bool:
+    """Whether it is a round, and the first of its saga: there every step meets one disturbance."""
+    return scenario.name in {"round 1", "undo round 1"}
+
+
 def disturbances(plan: Plan) -> Iterator[Disturbance]:
     """Everything that the kit does to a plan: each step and each undo."""
     for index, step in enumerate(plan.steps):

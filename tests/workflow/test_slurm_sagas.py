@@ -19,13 +19,12 @@ from real_cases import (
     Scenario,
     check_handed_over,
     failures,
-    first_round,
     in_rounds,
     nothing_left,
     taken,
 )
 from real_platform import ORDERED, real_platform
-from sagakit import parted, selected
+from sagakit import first_round, parted, selected
 
 from scheduler_wire import wire_host
 
