@@ -109,7 +109,7 @@ class Stub:
     websocket: bool = True
 
     def answer(self, method: str, path: str, *answers: Any) -> None:
-        """Answer so, in turn; the last answer stays."""
+        """Answer so, in turn; the last answer stays. A function is given the request."""
         self.answers[method, path] = list(answers)
 
     def emit(self, document: dict[str, Any], kind: str = "operation.changed") -> None:
@@ -178,6 +178,8 @@ def build(stub: Stub) -> FastAPI:
         if answers is None:
             return problem(404, f"there is no /{path}", "Look elsewhere.")
         found = answers.pop(0) if len(answers) > 1 else answers[0]
+        if callable(found) and not isinstance(found, Response):
+            found = found(request)
         return found if isinstance(found, Response) else JSONResponse(found)
 
     return app

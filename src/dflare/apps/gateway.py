@@ -7,23 +7,32 @@ from fastapi.responses import JSONResponse
 from sqlalchemy import text
 
 import dflare
-from dflare.apps import events, portal, wiring_api
+from dflare.apps import events, own_metrics_api, portal, wiring_api
 from dflare.apps.body_limit import BodyLimit
 from dflare.apps.http import serve_http
 from dflare.apps.openapi import describe
+from dflare.apps.own_metrics import PlatformNumbers, own_lines, push
 from dflare.apps.process import Process, run_process
+from dflare.apps.request_meter import RequestMeter
 from dflare.apps.wiring import Platform
 from dflare.kit import problem
 from dflare.kit.errors import UnauthenticatedError
 from dflare.kit.loop_lag import LoopLag
+from dflare.kit.meters import Meters
 from dflare.services.auth.contract import Principal
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
 """A site of 4,000 nodes is about 6 MiB; nothing else comes near."""
 
 
-def build_app(platform: Platform, hub: events.EventHub, lag: LoopLag | None = None) -> FastAPI:
-    """The application over a wired platform."""
+def build_app(
+    platform: Platform,
+    hub: events.EventHub,
+    lag: LoopLag | None = None,
+    meters: Meters | None = None,
+) -> FastAPI:
+    """The application over a wired platform; its requests are counted in ``meters``."""
+    meters = meters or Meters()
     app = FastAPI(
         title="Dflare",
         version=dflare.__version__,
@@ -36,6 +45,7 @@ def build_app(platform: Platform, hub: events.EventHub, lag: LoopLag | None = No
     )
     problem.install(app)
     app.add_middleware(BodyLimit, limit_bytes=MAX_BODY_BYTES, streamed=wiring_api.STREAMED)
+    app.add_middleware(RequestMeter, meters=meters)
 
     async def principal(request: Request) -> Principal:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
@@ -66,6 +76,8 @@ def build_app(platform: Platform, hub: events.EventHub, lag: LoopLag | None = No
             }
         )
 
+    numbers = PlatformNumbers(platform)
+    app.include_router(own_metrics_api.router(platform, numbers, meters, lag, principal))
     app.include_router(portal.router())
 
     def openapi() -> dict[str, Any]:
@@ -86,7 +98,10 @@ async def serve(process: Process) -> None:
     settings = process.settings
     lag = LoopLag()
     process.start(lag.run(), "loop-lag")
-    app = build_app(platform, hub, lag)
+    meters = Meters()
+    if platform.series.present:
+        process.start(push(process, platform.series, lambda: own_lines(meters, lag)), "own-numbers")
+    app = build_app(platform, hub, lag, meters)
     await serve_http(process, app, settings.gateway_host, settings.gateway_port, "http")
 
 

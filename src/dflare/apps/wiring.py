@@ -408,6 +408,7 @@ class Platform:
         return {
             "clusters": lambda: [("clusters", self.cluster_reconciler().run())],
             "metering": lambda: [("usage-audit", self.usage_auditor().run())],
+            "metrics": lambda: wiring_metrics.central_tasks(self.ingest),
             "registry": lambda: [("registry", self.registry_reconciler().run())],
         }
 

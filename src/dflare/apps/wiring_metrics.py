@@ -14,6 +14,8 @@ from dflare.kit.lease import Lease
 from dflare.services.baremetal.bmc_directory import Bmcs
 from dflare.services.metrics.api_agent import MeasurementsApi
 from dflare.services.metrics.reconciler import LEASE, BmcCollector
+from dflare.services.metrics.reconciler_alerts import LEASE as ALERTS_LEASE
+from dflare.services.metrics.reconciler_alerts import AlertReconciler
 from dflare.services.metrics.service_ingest import Ingest
 
 
@@ -32,6 +34,14 @@ def site_tasks(
         Lease(process.database, LEASE, holder, ingest.settings.lease_s),
     )
     return [("sensors", collector.run()), ("measurements", ingest.run())]
+
+
+def central_tasks(parts: Ingest) -> list[tuple[str, Coroutine[Any, Any, None]]]:
+    """What looks for alerts."""
+    holder = f"{socket.gethostname()}/{os.getpid()}/{new_id('alerts')}"
+    lease = Lease(parts.database, ALERTS_LEASE, holder, parts.settings.lease_s)
+    alerts = AlertReconciler(parts.database, parts.store, parts.clock, parts.settings, lease)
+    return [("alerts", alerts.run())]
 
 
 def agent_routes(process: Process, ingest: Ingest) -> list[Route]:

@@ -1,5 +1,6 @@
 """Temporal workers and read models of the control plane. ``python -m dflare.apps.worker``."""
 
+from dflare.apps.own_metrics import push_platform
 from dflare.apps.process import Process, run_process
 from dflare.apps.wiring import Platform
 from dflare.kit.feed import run_projections
@@ -26,6 +27,8 @@ async def serve(process: Process, platform: Platform | None = None) -> None:
         if process.serves(service):
             for name, work in start():
                 process.start(work, name)
+    if process.serves("metrics") and platform.series.present:
+        process.start(push_platform(platform), "platform-numbers")
     projections = [one for one in platform.projections() if process.serves(one.kit.schema)]
     process.start(run_projections(process.database, process.feed, projections), "projections")
 

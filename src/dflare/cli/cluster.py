@@ -39,6 +39,7 @@ from dflare.cli.output import (
     text_cell,
     time_cell,
 )
+from dflare.cli.top import cluster_top
 
 app = typer.Typer(help="Clusters.", no_args_is_help=True)
 
@@ -47,6 +48,7 @@ def register(root: typer.Typer) -> None:
     """Add `cluster`."""
     cluster_life.register(app)
     cluster_jobs.register(app)
+    app.command("top")(cluster_top)
     root.add_typer(app, name="cluster")
 
 

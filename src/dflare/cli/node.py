@@ -22,6 +22,7 @@ from dflare.cli.output import (
     print_one,
     time_cell,
 )
+from dflare.cli.top import node_top
 
 app = typer.Typer(help="Servers.", no_args_is_help=True)
 
@@ -57,6 +58,7 @@ IMAGES = columns("name", "builtin", "sha256", "site_id")
 
 def register(root: typer.Typer) -> None:
     """Add `node`."""
+    app.command("top")(node_top)
     root.add_typer(app, name="node")
 
 

@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dflare.kit.meters import sample_line
+
 OWNED = frozenset({"site", "node", "vendor", "organization", "project", "cluster"})
 """Labels that the platform sets, and nobody else."""
 
@@ -67,10 +69,7 @@ class Sample:
 
 def line(name: str, labels: Mapping[str, str], value: float, at_ms: int) -> str:
     """A sample as the store takes it (Prometheus, "Text-based format"); empty labels are none."""
-    inside = ",".join(
-        f'{key}="{_escaped(labels[key])}"' for key in sorted(labels) if labels[key] != ""
-    )
-    return f"{name}{{{inside}}} {_number(value)} {at_ms}"
+    return f"{sample_line(name, {k: v for k, v in labels.items() if v != ''}, value)} {at_ms}"
 
 
 def is_known(sample: Sample) -> bool:
@@ -86,11 +85,3 @@ def is_known(sample: Sample) -> bool:
 
 def _is_plain(value: str) -> bool:
     return len(value) <= LONGEST_VALUE and value.isprintable()
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-
-
-def _number(value: float) -> str:
-    return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(value)

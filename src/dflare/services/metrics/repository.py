@@ -142,3 +142,14 @@ async def step_times(session: AsyncSession) -> list[StepTime]:
     """How long all steps took; they name nobody."""
     query = select(StepTime).order_by(StepTime.saga, StepTime.step, StepTime.outcome)
     return list(await session.scalars(query))
+
+
+async def operation_counts(session: AsyncSession) -> list[tuple[str, str, int]]:
+    """How many operations of each kind are in which state, of those that have not ended."""
+    query = (
+        select(KnownOperation.kind, KnownOperation.state, func.count())
+        .where(KnownOperation.finished_at.is_(None))
+        .group_by(KnownOperation.kind, KnownOperation.state)
+        .order_by(KnownOperation.kind, KnownOperation.state)
+    )
+    return [(kind, state, count) for kind, state, count in (await session.execute(query)).tuples()]
