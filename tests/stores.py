@@ -1,20 +1,36 @@
-"""Fixtures of the real stores: one PostgreSQL and one Temporal per pytest process.
+"""Fixtures of the real stores: one of each per pytest process.
 
-Both start at their first use and end with the run. Tests keep apart by databases and task
-queues, never by starting stores of their own.
+They start at their first use and end with the run. Tests keep apart by databases, task queues,
+keys and labels, never by starting stores of their own.
 """
 
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
+from dflare.embedded.component import AbsentError
+from dflare.embedded.packages import VICTORIA_METRICS, PackageCache
 from dflare.embedded.postgres import run_sql
-from dflare.embedded.stores import running_postgres, running_temporal
+from dflare.embedded.seaweedfs import S3Login
+from dflare.embedded.stores import (
+    running_postgres,
+    running_seaweedfs,
+    running_temporal,
+    running_valkey,
+    running_victoria,
+)
+from dflare.kit.objects import ObjectStore
+from dflare.kit.settings import PlatformSettings
+
+VICTORIA_PACKAGES = PackageCache(
+    Path(__file__).parent.parent / ".lab" / "victoriametrics", VICTORIA_METRICS
+)
+"""Fetched once a checkout."""
 
 
 def fresh_database(postgres_url: str, prefix: str = "test") -> str:
@@ -56,6 +72,54 @@ def temporal_address(stores_dir: Path) -> Iterator[str]:
     """`host:port` of one real Temporal server with a database file, namespace `default`."""
     with running_temporal(stores_dir) as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def valkey_url(stores_dir: Path) -> Iterator[str]:
+    """One real Valkey, with its password in the URL. Tests use keys of their own."""
+    with running_valkey(stores_dir) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def s3_login(stores_dir: Path) -> Iterator[S3Login]:
+    """How to reach one real SeaweedFS."""
+    with running_seaweedfs(stores_dir) as login:
+        yield login
+
+
+@pytest.fixture(scope="session")
+def s3_settings(s3_login: S3Login) -> PlatformSettings:
+    """Settings with that S3 store and no other."""
+    return PlatformSettings(
+        postgres_url="",
+        temporal_address="",
+        secret_key_file="",
+        s3_url=s3_login.url,
+        s3_access_key=s3_login.access_key,
+        s3_secret_key_file=str(s3_login.secret_key_file),
+        s3_bucket=s3_login.bucket,
+    )
+
+
+@pytest.fixture(scope="session")
+async def s3(s3_settings: PlatformSettings) -> AsyncIterator[ObjectStore]:
+    """The platform's way to that store. Tests use keys of their own."""
+    objects = ObjectStore(s3_settings)
+    yield objects
+    await objects.close()
+
+
+@pytest.fixture(scope="session")
+def victoria_url(stores_dir: Path) -> Iterator[str]:
+    """One real VictoriaMetrics, with its login in the URL. Tests use labels of their own."""
+    starting = running_victoria(stores_dir, VICTORIA_PACKAGES)
+    try:
+        url = starting.__enter__()
+    except AbsentError as reason:
+        pytest.skip(f"VictoriaMetrics {reason}")
+    yield url
+    starting.__exit__(None, None, None)
 
 
 @pytest.fixture(scope="module")

@@ -111,7 +111,7 @@ def test_a_source_without_the_packages_is_said_and_tried_again_at_the_next_start
     status = cache.prepare()
     assert status.state is PackagesState.UNAVAILABLE
     assert "no source has munge" in status.reason
-    assert "Bare works" in status.reason
+    assert "bare works without" in status.reason
     assert not cache.root.exists()
     before = calls.read_text()
     cache.prepare()
@@ -157,7 +157,7 @@ def test_a_start_prepares_the_packages_beside_the_stores_and_waits_for_nothing_o
     component = next(item for item in plan.components if item.name == "slurm-packages")
     assert component.optional
     assert component.depends_on == ()
-    assert component.argv[-1] == str(tmp_path / "shared")
+    assert str(tmp_path / "shared") in component.argv
     assert not any("slurm-packages" in item.depends_on for item in plan.components)
 
 

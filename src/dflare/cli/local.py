@@ -105,6 +105,30 @@ def up(
         str | None,
         typer.Option(envvar="DFLARE_TEMPORAL_ADDRESS", help="Use this Temporal, start none."),
     ] = None,
+    valkey_url: Annotated[
+        str | None,
+        typer.Option(envvar="DFLARE_VALKEY_URL", help="Use this Valkey, start none."),
+    ] = None,
+    s3_url: Annotated[
+        str | None,
+        typer.Option(envvar="DFLARE_S3_URL", help="Use this S3 store, start none."),
+    ] = None,
+    s3_access_key: Annotated[
+        str, typer.Option(envvar="DFLARE_S3_ACCESS_KEY", help="Whose key opens --s3-url.")
+    ] = "",
+    s3_secret_key_file: Annotated[
+        str, typer.Option(envvar="DFLARE_S3_SECRET_KEY_FILE", help="The file with its secret.")
+    ] = "",
+    s3_bucket: Annotated[
+        str, typer.Option(envvar="DFLARE_S3_BUCKET", help="Bucket; made if it is missing.")
+    ] = "dflare",
+    s3_region: Annotated[
+        str, typer.Option(envvar="DFLARE_S3_REGION", help="Region of --s3-url.")
+    ] = "us-east-1",
+    metrics_url: Annotated[
+        str | None,
+        typer.Option(envvar="DFLARE_METRICS_URL", help="Use this VictoriaMetrics, start none."),
+    ] = None,
     temporal_ui: Annotated[bool, typer.Option(help="Serve Temporal's own pages too.")] = False,
     only: Annotated[
         str, typer.Option(help="Start only these components, for example postgres,temporal.")
@@ -130,6 +154,13 @@ def up(
             gateway_port=port,
             postgres_url=postgres_url,
             temporal_address=temporal_address,
+            valkey_url=valkey_url,
+            s3_url=s3_url,
+            s3_access_key=s3_access_key,
+            s3_secret_key_file=s3_secret_key_file and str(Path(s3_secret_key_file).absolute()),
+            s3_bucket=s3_bucket,
+            s3_region=s3_region,
+            metrics_url=metrics_url,
             temporal_ui=temporal_ui,
             only=_names(only),
         )
@@ -289,7 +320,7 @@ def _print_status(console: Console, layout: Layout, state: "SupervisorState") ->
     for item in state.components:
         table.add_row(
             item.name,
-            Text(item.state.value, style="green" if item.is_ready else "red"),
+            Text(item.state.value, style=_colour(item)),
             "outside" if item.external else str(item.process.pid if item.process else "-"),
             str(item.restarts),
             item.since,
@@ -298,6 +329,12 @@ def _print_status(console: Console, layout: Layout, state: "SupervisorState") ->
     console.print(table, highlight=False)
     console.print()
     _print_urls(console, layout, state)
+
+
+def _colour(item: "ComponentStatus") -> str:
+    if item.is_ready:
+        return "green"
+    return "yellow" if item.optional else "red"
 
 
 def _detail(item: "ComponentStatus") -> str:

@@ -13,6 +13,11 @@ import httpx
 Check = Callable[[], Awaitable[bool]]
 
 
+class AbsentError(Exception):
+    """What `prepare` raises when an optional component cannot be had on this machine: it is left
+    out until the next start. The text says why and what to do."""
+
+
 class RestartPolicy(StrEnum):
     """`always` keeps a server running; `until-success` repeats a step until it exits with 0."""
 
@@ -25,9 +30,9 @@ class Component:
     """One process to keep running, or (without `argv`) an outside server to watch.
 
     `prepare` blocks and runs in a thread before every start; what it raises counts as a failed
-    start. `ready` must answer within a few seconds and never raise. `stop_signal` asks for the
-    end; after `grace_s` the process group is killed. `advice` says what a person can do when it
-    does not get ready. An `optional` one counts in nobody's readiness.
+    start, except `AbsentError`. `ready` must answer within a few seconds and never raise.
+    `stop_signal` asks for the end; after `grace_s` the process group is killed. `advice` says what
+    a person can do when it does not get ready. An `optional` one counts in nobody's readiness.
     """
 
     name: str

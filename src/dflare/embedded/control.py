@@ -116,8 +116,14 @@ def purge(layout: Layout) -> list[Path]:
         layout.secrets,
     ):
         shutil.rmtree(directory, ignore_errors=False)
-    if layout.packages.is_dir():
-        shutil.rmtree(layout.packages, ignore_errors=False)
+    for directory in (
+        layout.packages,
+        layout.valkey,
+        layout.seaweedfs,
+        layout.victoriametrics,
+    ):
+        if directory.is_dir():
+            shutil.rmtree(directory, ignore_errors=False)
     for file in (layout.site_file, layout.simulator_file):
         file.unlink(missing_ok=True)
     left = sorted(layout.root.iterdir())

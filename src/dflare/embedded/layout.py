@@ -29,6 +29,19 @@ class Layout:
         return self.root / "temporal"
 
     @property
+    def valkey(self) -> Path:
+        return self.root / "valkey"
+
+    @property
+    def seaweedfs(self) -> Path:
+        return self.root / "seaweedfs"
+
+    @property
+    def victoriametrics(self) -> Path:
+        """The series, and the program where this machine has none."""
+        return self.root / "victoriametrics"
+
+    @property
     def simulator(self) -> Path:
         return self.root / "sim"
 
@@ -82,6 +95,23 @@ class Layout:
     @property
     def postgres_password_file(self) -> Path:
         return self.secrets / "postgres-password"
+
+    @property
+    def valkey_password_file(self) -> Path:
+        return self.secrets / "valkey-password"
+
+    @property
+    def s3_secret_key_file(self) -> Path:
+        return self.secrets / "s3-secret-key"
+
+    @property
+    def seaweedfs_keys(self) -> Path:
+        """What the parts of SeaweedFS know each other by."""
+        return self.secrets / "seaweedfs"
+
+    @property
+    def victoriametrics_password_file(self) -> Path:
+        return self.secrets / "victoriametrics-password"
 
     @property
     def simulator_log(self) -> Path:

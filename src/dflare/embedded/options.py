@@ -4,7 +4,7 @@ import secrets
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 
@@ -19,7 +19,8 @@ class UpOptions(BaseModel):
     """The options of one start. `speed` is site seconds per wall second, None for the default
     of the hardware time; `only` restricts the start to these components. `nodes`, `vendors` (of
     servers, who take turns) and `makers` (of accelerators, who share the servers equally) are those
-    of the simulated site that the first start makes; none stands for its default."""
+    of the simulated site that the first start makes; none stands for its default. URLs and
+    addresses name outside servers in place of embedded ones."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,6 +34,13 @@ class UpOptions(BaseModel):
     postgres_url: str | None = None
     temporal_address: str | None = None
     temporal_ui: bool = False
+    valkey_url: str | None = None
+    s3_url: str | None = None
+    s3_access_key: str = ""
+    s3_secret_key_file: str = ""
+    s3_bucket: str = "dflare"
+    s3_region: str = "us-east-1"
+    metrics_url: str | None = None
     only: tuple[str, ...] = ()
 
     @field_validator("vendors", "makers")
@@ -58,6 +66,14 @@ class UpOptions(BaseModel):
                 "named_twice", "one of the {field} is named twice", {"field": info.field_name}
             )
         return given
+
+    @model_validator(mode="after")
+    def _knows_the_key_of_s3(self) -> "UpOptions":
+        if self.s3_url is not None and not (self.s3_access_key and self.s3_secret_key_file):
+            raise PydanticCustomError(
+                "key_missing", "--s3-url needs --s3-access-key and --s3-secret-key-file too"
+            )
+        return self
 
     @property
     def chosen_speed(self) -> float:

@@ -1,9 +1,10 @@
-"""Debian's Slurm and MariaDB, downloaded and unpacked by an ordinary user beside the start.
+"""Debian packages, downloaded and unpacked by an ordinary user beside the start: Slurm with its
+MariaDB, and VictoriaMetrics.
 
-`python -m dflare.embedded.packages CACHE` does it once: with a state and a cache of apt's own below
-`CACHE`, from the machine's own package sources (sources.list(5), apt.conf(5)); nothing of the
-system is changed. `CACHE/root` is what unpacked, `CACHE/status.json` says how it stands. Clusters
-of kind slurm need it, nothing else does, so it never fails a start.
+`python -m dflare.embedded.packages CACHE [SET]` does it once: with a state and a cache of
+apt's own below `CACHE`, from the machine's own package sources (sources.list(5), apt.conf(5));
+nothing of the system is changed. `CACHE/root` is what unpacked, `CACHE/status.json` says how it
+stands. Clusters of kind slurm, or metrics, need it, nothing else does, so it never fails a start.
 """
 
 import contextlib
@@ -34,11 +35,45 @@ REQUIRED = (
     "mariadb-client-core",
 )
 SWITCH_VARIABLE = "DFLARE_SLURM_PACKAGES"
-"""`off` leaves the packages alone; a path is the cache to use, which data directories may share."""
-
 OFF = "off"
 COMMAND_TIMEOUT_S = 600
 NEXT_STEP = "then run `dflare down` and `dflare up`"
+
+
+@dataclass(frozen=True)
+class PackageSet:
+    """Packages that are had together. `switch_variable` names the environment variable by which
+    `off` leaves them alone, and a path is the cache to use, which data directories may share.
+    `version_of` is the package whose version people are told; `needed_for` and `meanwhile` are what
+    they are told where it cannot be had."""
+
+    name: str
+    required: tuple[str, ...]
+    version_of: str
+    switch_variable: str
+    needed_for: str
+    meanwhile: str
+
+
+SLURM = PackageSet(
+    name="Slurm",
+    required=REQUIRED,
+    version_of="slurmctld",
+    switch_variable=SWITCH_VARIABLE,
+    needed_for="Clusters of kind slurm need",
+    meanwhile="bare works without",
+)
+
+
+VICTORIA_METRICS = PackageSet(
+    name="VictoriaMetrics",
+    required=("victoria-metrics",),
+    version_of="victoria-metrics",
+    switch_variable="DFLARE_VICTORIAMETRICS_PACKAGES",
+    needed_for="Metrics need",
+    meanwhile="everything else works without",
+)
+SETS = {wanted.name: wanted for wanted in (SLURM, VICTORIA_METRICS)}
 
 
 class PackagesState(StrEnum):
@@ -51,16 +86,18 @@ class PackagesState(StrEnum):
 
 @dataclass(frozen=True)
 class PackagesStatus:
-    """`reason` says why they are unavailable and what to do; `versions` are those unpacked."""
+    """`reason` says why they are unavailable and what to do; `versions` are those unpacked, and
+    `version_of` is the package whose version is told."""
 
     state: PackagesState
     reason: str = ""
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
+    version_of: str = SLURM.version_of
 
     @property
     def line(self) -> str:
-        """For people: the state, and Slurm's version or the reason."""
-        about = self.reason or self.versions.get("slurmctld", "")
+        """For people: the state, and the version or the reason."""
+        about = self.reason or self.versions.get(self.version_of, "")
         if not about:
             return self.state.value
         return f"{self.state.value}: {about}" if self.reason else f"{self.state.value}, {about}"
@@ -75,15 +112,19 @@ class PackageCache:
     """One folder with the unpacked packages."""
 
     folder: Path
+    wanted: PackageSet = SLURM
 
     @classmethod
-    def of(cls, layout: Layout) -> "PackageCache | None":
-        """The cache that `DFLARE_SLURM_PACKAGES` names, else the one inside the data directory;
-        None when switched off."""
-        chosen = os.environ.get(SWITCH_VARIABLE, "")
+    def of(
+        cls, layout: Layout, wanted: PackageSet = SLURM, usual: Path | None = None
+    ) -> "PackageCache | None":
+        """The cache that the set's variable names, else the `usual` one inside the data directory
+        (Slurm's unless told); None when switched off."""
+        chosen = os.environ.get(wanted.switch_variable, "")
         if chosen == OFF:
             return None
-        return cls(Path(chosen).expanduser().absolute() if chosen else layout.packages)
+        folder = Path(chosen).expanduser().absolute() if chosen else usual or layout.packages
+        return cls(folder, wanted)
 
     @property
     def root(self) -> Path:
@@ -95,7 +136,10 @@ class PackageCache:
         try:
             said = json.loads((self.folder / "status.json").read_text())
             return PackagesStatus(
-                PackagesState(said["state"]), said["reason"], dict(said["versions"])
+                PackagesState(said["state"]),
+                said["reason"],
+                dict(said["versions"]),
+                self.wanted.version_of,
             )
         except (OSError, ValueError, KeyError):
             return PackagesStatus(PackagesState.PREPARING)
@@ -112,7 +156,11 @@ class PackageCache:
                 return known
             self._say(PackagesStatus(PackagesState.PREPARING))
             try:
-                status = PackagesStatus(PackagesState.READY, versions=self._fetch())
+                status = PackagesStatus(
+                    PackagesState.READY,
+                    versions=self._fetch(),
+                    version_of=self.wanted.version_of,
+                )
             except (PackagesError, OSError) as error:
                 status = PackagesStatus(PackagesState.UNAVAILABLE, str(error))
             self._say(status)
@@ -124,12 +172,12 @@ class PackageCache:
         ]
         if tools:
             raise PackagesError(
-                f"{', '.join(tools)} is not on this machine. Clusters of kind slurm need Debian or "
-                f"Ubuntu, or a folder with the packages unpacked elsewhere as {SWITCH_VARIABLE}; "
-                "bare works without."
+                f"{', '.join(tools)} is not on this machine. {self.wanted.needed_for} Debian or "
+                "Ubuntu, or a folder with the packages unpacked elsewhere as "
+                f"{self.wanted.switch_variable}; {self.wanted.meanwhile}."
             )
-        apt = _Apt(self.folder)
-        archives = apt.download(REQUIRED)
+        apt = _Apt(self.folder, self.wanted)
+        archives = apt.download()
         fresh = self.folder / "root.new"
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
@@ -170,7 +218,8 @@ class PackageCache:
 class _Apt:
     """apt with state and cache of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, wanted: PackageSet) -> None:
+        self._wanted = wanted
         self._state, self._cache = folder / "apt-state", folder / "apt-cache"
         self._archives = self._cache / "archives"
         (self._state / "lists" / "partial").mkdir(parents=True, exist_ok=True)
@@ -195,13 +244,13 @@ class _Apt:
             "-oDPkg::Post-Invoke::=/bin/true",
         ]
 
-    def download(self, names: Sequence[str]) -> list[Path]:
+    def download(self) -> list[Path]:
         """The packages and what they need beyond the machine's own. Raises `PackagesError`."""
         try:
             # One source that does not answer is no reason to give up: others may have them.
             with contextlib.suppress(PackagesError):
                 self._apt("apt-get", "--quiet=2", "update")
-            wanted = self._known(names)
+            wanted = self._known(self._wanted.required)
             self._apt(
                 "apt-get",
                 "--quiet=2",
@@ -217,10 +266,11 @@ class _Apt:
             if absent := [name for name in wanted if name not in there]:
                 self._apt("apt-get", "--quiet=2", "download", *absent)
         except PackagesError as error:
+            names = ", ".join(self._wanted.required[:3])
             raise PackagesError(
-                f"Slurm's Debian packages could not be downloaded ({error}). See that `apt-get "
-                f"update` works and that its sources have {', '.join(names[:3])}, {NEXT_STEP}. "
-                "Bare works meanwhile."
+                f"{self._wanted.name}'s Debian packages could not be downloaded ({error}). See "
+                f"that `apt-get update` works and that its sources have {names}, {NEXT_STEP}; "
+                f"{self._wanted.meanwhile}."
             ) from error
         return sorted(self._archives.glob("*.deb"))
 
@@ -262,9 +312,11 @@ def _call(argv: Sequence[str], directory: Path | None = None) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Prepares the cache; succeeds in any case, since nothing else of a start depends on it."""
+    folder, *names = arguments
+    wanted = SETS[names[0] if names else SLURM.name]
     # apt takes a relative folder for one below the machine's own.
-    status = PackageCache(Path(arguments[0]).absolute()).prepare()
-    sys.stderr.write(f"slurm {status.line}\n")
+    status = PackageCache(Path(folder).absolute(), wanted).prepare()
+    sys.stderr.write(f"{wanted.name} {status.line}\n")
     return 0
 
 

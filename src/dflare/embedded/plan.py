@@ -1,15 +1,13 @@
 """Which components one start needs, from the options and what the data directory holds."""
 
 import errno
-import functools
 import re
-import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dflare.embedded.component import Component, ReadyFile, RestartPolicy, http_ok
+from dflare.embedded.component import Component, ReadyFile, http_ok
 from dflare.embedded.disk import start_refusal
 from dflare.embedded.layout import Layout
 from dflare.embedded.options import UpOptions
@@ -23,9 +21,8 @@ from dflare.embedded.ports import (
     port_holder,
     port_is_free,
 )
-from dflare.embedded.postgres import PLATFORM_DATABASE, EmbeddedPostgres, PostgresInitError, answers
-from dflare.embedded.secret_files import ensure_master_key, ensure_password
-from dflare.embedded.temporal import EmbeddedTemporal, TemporalMissingError, speaks_grpc
+from dflare.embedded.secret_files import ensure_master_key
+from dflare.embedded.store_components import MISSING, package_component, store_components
 
 
 class PlanError(Exception):
@@ -41,12 +38,6 @@ class Plan:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Store:
-    component: Component
-    url: str
-
-
 def make_plan(layout: Layout, options: UpOptions) -> Plan:
     """Chooses ports, makes what the first start needs (secrets, site) and lists the components.
 
@@ -56,7 +47,7 @@ def make_plan(layout: Layout, options: UpOptions) -> Plan:
         layout.create()
         _require_disk(layout)
         return _plan(layout, options)
-    except (PortTakenError, PostgresInitError, TemporalMissingError, OsUserError) as error:
+    except (PortTakenError, OsUserError, *MISSING) as error:
         raise PlanError(str(error)) from error
     except OSError as error:
         raise PlanError(explain_os_error(error, layout.root)) from error
@@ -79,20 +70,18 @@ def _plan(layout: Layout, options: UpOptions) -> Plan:
     ensure_master_key(layout.master_key_file)
     ports = PortBook(layout.ports_file)
     wanted = set(options.only)
-    postgres = _postgres(layout, options, ports)
-    temporal = _temporal(layout, options, ports)
-    urls = {"postgres": postgres.url, "temporal": temporal.url}
-    components = [postgres.component, temporal.component]
+    stores = store_components(layout, options, ports)
+    urls = dict(stores.urls)
+    components = list(stores.components)
     simulator = None if wanted and "sim" not in wanted else _simulator(layout, options, ports)
     if simulator is not None:
-        components.append(simulator.component)
-        urls["simulator"] = simulator.url
+        component, urls["simulator"] = simulator
+        components.append(component)
     platform = platform_components(
         layout,
         options,
         ports,
-        postgres_url=postgres.url,
-        temporal_address=temporal.url,
+        stores=stores.environment,
         site_clock_speed=_written_speed(layout.simulator_file) if simulator else 1.0,
     )
     components += platform.components
@@ -116,7 +105,15 @@ def _plan(layout: Layout, options: UpOptions) -> Plan:
     )
 
 
-_URL_OF = {"api": "gateway", "simulator": "sim", "postgres": "postgres", "temporal": "temporal"}
+_URL_OF = {
+    "api": "gateway",
+    "simulator": "sim",
+    "postgres": "postgres",
+    "temporal": "temporal",
+    "valkey": "valkey",
+    "s3": "seaweedfs",
+    "metrics": "victoriametrics",
+}
 
 
 def _without_absent(component: Component, names: set[str]) -> Component:
@@ -125,62 +122,9 @@ def _without_absent(component: Component, names: set[str]) -> Component:
     return replace(component, depends_on=kept)
 
 
-def _postgres(layout: Layout, options: UpOptions, ports: PortBook) -> _Store:
-    if options.postgres_url is not None:
-        url = options.postgres_url
-        return _Store(
-            Component(
-                name="postgres",
-                ready=functools.partial(answers, url, even_without_database=True),
-                advice="check the server, and host, port and password in --postgres-url",
-            ),
-            url,
-        )
-    postgres = EmbeddedPostgres(
-        directory=layout.postgres,
-        port=ports.choose("postgres"),
-        password=ensure_password(layout.postgres_password_file),
-    )
-    return _Store(
-        Component(
-            name="postgres",
-            argv=tuple(postgres.argv()),
-            prepare=postgres.initialise,
-            ready=postgres.is_ready,
-            # A fast shutdown; SIGTERM would wait for every session to leave.
-            stop_signal=signal.SIGINT,
-            grace_s=30,
-        ),
-        postgres.url(PLATFORM_DATABASE),
-    )
-
-
-def _temporal(layout: Layout, options: UpOptions, ports: PortBook) -> _Store:
-    if options.temporal_address is not None:
-        address = options.temporal_address
-        return _Store(
-            Component(
-                name="temporal",
-                ready=functools.partial(speaks_grpc, address),
-                advice="check the server and the host and port in --temporal-address",
-            ),
-            address,
-        )
-    temporal = EmbeddedTemporal(
-        directory=layout.temporal,
-        port=ports.choose("temporal"),
-        http_port=ports.choose("temporal-http"),
-        metrics_port=ports.choose("temporal-metrics"),
-        ui_port=ports.choose("temporal-ui") if options.temporal_ui else None,
-    )
-    return _Store(
-        Component(name="temporal", argv=tuple(temporal.argv()), ready=temporal.is_ready),
-        temporal.address,
-    )
-
-
-def _simulator(layout: Layout, options: UpOptions, ports: PortBook) -> _Store | None:
-    """The simulated site; none where the operator brought a site without a simulator's file."""
+def _simulator(layout: Layout, options: UpOptions, ports: PortBook) -> tuple[Component, str] | None:
+    """The simulated site and where it is controlled; none where the operator brought a site without
+    a simulator's file."""
     if not layout.site_file.exists() and not layout.simulator_file.exists():
         _write_default_site(layout, options, ports)
     if not layout.simulator_file.exists():
@@ -211,15 +155,13 @@ def _simulator(layout: Layout, options: UpOptions, ports: PortBook) -> _Store | 
     if (cache := PackageCache.of(layout)) is not None:
         argv += ["--slurm-packages", str(cache.root)]
     ready_file = ReadyFile(layout.run / "sim.ready", alive_s=float("inf"))
-    return _Store(
-        Component(
-            name="sim",
-            argv=tuple(argv),
-            prepare=ready_file.prepare,
-            ready=http_ok(f"{control}/healthz"),
-        ),
-        control,
+    component = Component(
+        name="sim",
+        argv=tuple(argv),
+        prepare=ready_file.prepare,
+        ready=http_ok(f"{control}/healthz"),
     )
+    return component, control
 
 
 def _slurm_packages(layout: Layout) -> Component | None:
@@ -227,22 +169,7 @@ def _slurm_packages(layout: Layout) -> Component | None:
     cache = PackageCache.of(layout)
     if cache is None:
         return None
-    return Component(
-        name="slurm-packages",
-        argv=(
-            *launch_prefix("TERM"),
-            "nice",
-            "-n",
-            "10",
-            sys.executable,
-            "-m",
-            "dflare.embedded.packages",
-            str(cache.folder),
-        ),
-        restart=RestartPolicy.UNTIL_SUCCESS,
-        start_timeout_s=3600,
-        optional=True,
-    )
+    return package_component("slurm-packages", cache)
 
 
 def _write_default_site(layout: Layout, options: UpOptions, ports: PortBook) -> None:

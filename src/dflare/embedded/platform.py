@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dflare.embedded.component import (
@@ -34,11 +35,11 @@ def platform_components(
     options: UpOptions,
     ports: PortBook,
     *,
-    postgres_url: str,
-    temporal_address: str,
+    stores: Mapping[str, str],
     site_clock_speed: float,
 ) -> PlatformPlan:
-    """Migrations, gateway, worker, site-worker and relay against the given stores.
+    """Migrations, gateway, worker, site-worker and relay against the stores that the settings
+    in `stores` name.
 
     Raises `PortTakenError` when the demanded gateway port is held.
     """
@@ -46,8 +47,7 @@ def platform_components(
     public_host = LOOPBACK if options.gateway_host == "0.0.0.0" else options.gateway_host  # noqa: S104 - compared, not bound
     local_url = f"http://{public_host}:{gateway_port}"
     env = {
-        "DFLARE_POSTGRES_URL": postgres_url,
-        "DFLARE_TEMPORAL_ADDRESS": temporal_address,
+        **stores,
         "DFLARE_TEMPORAL_NAMESPACE": os.environ.get("DFLARE_TEMPORAL_NAMESPACE", NAMESPACE),
         "DFLARE_SECRET_KEY_FILE": str(layout.master_key_file),
         "DFLARE_GATEWAY_HOST": options.gateway_host,

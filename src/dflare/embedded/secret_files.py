@@ -19,6 +19,15 @@ def ensure_password(path: Path) -> str:
     return path.read_text().strip()
 
 
+def write_closed(path: Path, content: str | bytes) -> None:
+    """Writes a file that only its owner can read, whole or not at all, in place of an older one."""
+    staged = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+    staged.replace(path)
+
+
 def _write_once(path: Path, content: str) -> None:
     """Creates the file whole or not at all, so that a crash leaves no half-written secret."""
     if path.exists():

@@ -10,7 +10,8 @@ from dflare.embedded.identity import ProcessIdentity
 
 
 class ComponentState(StrEnum):
-    """Where a component stands. `done` is a step that ran once and succeeded."""
+    """Where a component stands. `done` is a step that ran once and succeeded; `absent` an optional
+    component that this machine cannot have."""
 
     WAITING = "waiting"
     PREPARING = "preparing"
@@ -20,6 +21,7 @@ class ComponentState(StrEnum):
     BACKING_OFF = "backing-off"
     DONE = "done"
     STOPPED = "stopped"
+    ABSENT = "absent"
 
 
 READY_STATES = frozenset({ComponentState.HEALTHY, ComponentState.DONE})

@@ -1,4 +1,4 @@
-"""Both embedded stores as context managers, for tests, benchmarks and tools that need them alone.
+"""The embedded stores as context managers, for tests, benchmarks and tools that need them alone.
 
 `dflare up` uses the supervisor instead, which also restarts what crashed.
 """
@@ -8,16 +8,21 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from dflare.embedded.component import AbsentError
 from dflare.embedded.layout import Layout
+from dflare.embedded.packages import PackageCache
 from dflare.embedded.ports import free_port
 from dflare.embedded.postgres import EmbeddedPostgres
+from dflare.embedded.seaweedfs import PORT_NAMES, EmbeddedSeaweed, S3Login
 from dflare.embedded.secret_files import ensure_password
 from dflare.embedded.temporal import EmbeddedTemporal
+from dflare.embedded.valkey import EmbeddedValkey
+from dflare.embedded.victoria import EmbeddedVictoria
 
 READY_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 20.0
@@ -42,7 +47,7 @@ class StoreUrls:
 
 @contextmanager
 def running_stores(data_dir: Path, *, durable: bool = True) -> Generator[StoreUrls]:
-    """Both stores below `data_dir`, on free ports, until the block ends.
+    """PostgreSQL and Temporal below `data_dir`, on free ports, until the block ends.
 
     Call it from the main thread: the stores end with the thread that started them.
     """
@@ -79,13 +84,74 @@ def running_temporal(data_dir: Path) -> Generator[str]:
 
 
 @contextmanager
+def running_valkey(data_dir: Path) -> Generator[str]:
+    """Valkey below `data_dir` until the block ends; gives `valkey://:password@host:port/0`."""
+    layout = Layout.of(data_dir)
+    layout.create()
+    password = ensure_password(layout.valkey_password_file)
+    valkey = EmbeddedValkey(layout.valkey, free_port(), password)
+    valkey.prepare()
+    with _running(valkey.argv(), layout.log_file("valkey"), valkey.is_ready, signal.SIGTERM):
+        yield valkey.url
+
+
+@contextmanager
+def running_seaweedfs(data_dir: Path) -> Generator[S3Login]:
+    """SeaweedFS below `data_dir` until the block ends."""
+    layout = Layout.of(data_dir)
+    layout.create()
+    ensure_password(layout.s3_secret_key_file)
+    ports: list[int] = []
+    for _ in range(len(PORT_NAMES) + 1):
+        ports.append(free_port(ports))
+    seaweedfs = EmbeddedSeaweed(
+        layout.seaweedfs,
+        layout.seaweedfs_keys,
+        layout.s3_secret_key_file,
+        port=ports[0],
+        ports=tuple(ports[1:]),
+    )
+    seaweedfs.prepare()
+    log = layout.log_file("seaweedfs")
+    environment = seaweedfs.environment
+    with _running(seaweedfs.argv(), log, seaweedfs.is_ready, signal.SIGKILL, environment):
+        yield seaweedfs.login
+
+
+@contextmanager
+def running_victoria(data_dir: Path, packages: PackageCache) -> Generator[str]:
+    """VictoriaMetrics below `data_dir` until the block ends; gives its URL with the password.
+
+    Raises `AbsentError` where neither the machine nor the packages, which are fetched if they are
+    not there yet, have it.
+    """
+    layout = Layout.of(data_dir)
+    layout.create()
+    password = ensure_password(layout.victoriametrics_password_file)
+    server = EmbeddedVictoria(layout.victoriametrics, free_port(), password, packages)
+    try:
+        server.prepare()
+    except AbsentError:
+        packages.prepare()
+        server.prepare()
+    log = layout.log_file("victoriametrics")
+    with _running(server.argv(), log, server.is_ready, signal.SIGTERM, server.environment):
+        yield server.url
+
+
+@contextmanager
 def _running(
-    argv: list[str], log: Path, is_ready: Callable[[], Awaitable[bool]], stop: signal.Signals
+    argv: list[str],
+    log: Path,
+    is_ready: Callable[[], Awaitable[bool]],
+    stop: signal.Signals,
+    environment: Mapping[str, str] | None = None,
 ) -> Generator[None]:
     with log.open("ab") as output:
         process = subprocess.Popen(  # noqa: S603 - argv is built here, no shell
             argv,
             cwd="/",
+            env={**os.environ, **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

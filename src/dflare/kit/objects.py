@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 from urllib.parse import urlsplit
 from xml.etree import ElementTree
@@ -254,9 +255,11 @@ class ObjectStore:
             f"{base.scheme}://{base.netloc}{encode_path(path)}{f'?{text}' if text else ''}",
             encoded=True,
         )
+        # Bytes would be written at once; a file is written piece by piece as the store takes it.
+        body = content if len(content) <= CHUNK_BYTES else BytesIO(content)
         try:
             async with session.request(
-                method, url, data=content, headers=signed, allow_redirects=False
+                method, url, data=body, headers=signed, allow_redirects=False
             ) as response:
                 yield response
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
