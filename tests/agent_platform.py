@@ -27,6 +27,7 @@ class AgentPlatform:
         self.hellos: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.reports: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.ups: list[dict[str, Any]] = []
+        self.measured: dict[str, list[str]] = defaultdict(list)
         self.refused: set[str] = set()
         self.unwanted: set[str] = set()
         self.image_downloads = 0
@@ -88,6 +89,7 @@ class AgentPlatform:
         app.router.add_get("/v1/agent/task", self._task)
         app.router.add_post("/v1/agent/task/{id}/report", self._report)
         app.router.add_post("/v1/agent/up", self._up)
+        app.router.add_post("/v1/agent/metrics", self._metrics)
         return app
 
     async def _iso(self, request: web.Request) -> web.Response:
@@ -132,6 +134,11 @@ class AgentPlatform:
     async def _up(self, request: web.Request) -> web.Response:
         self._token(request)
         self.ups.append(await request.json())
+        await self._wake()
+        return web.Response(status=204)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        self.measured[self._token(request)].append(await request.text())
         await self._wake()
         return web.Response(status=204)
 

@@ -20,39 +20,51 @@ import pytest
 
 from dflare.kit.clock import SystemClock
 from dflare.kit.series import SeriesStore
+from dflare.services.auth.contract import Principal, ProjectRef, Role, RoleBinding
 from dflare.services.metrics.domain import line
 from dflare.services.metrics.domain_query import fence
 from dflare.services.metrics.service import QueryService
 from dflare.services.metrics.settings import MetricsSettings
 from metrics_routes import query_application
-from tenancy import BLUE, MEMBER, OPERATOR, RED, STRANGER, Tenancy, client
+from tenancy import Tenancy, client
 
-OWN_MOST = 100.0
+LARGEST_OWN = 100.0
+OWN = ProjectRef("proj_own", "training", "org_own", "own")
+RIVAL = ProjectRef("proj_rival", "training", "org_rival", "rival")
+
+
+def _caller(name: str, *bindings: RoleBinding) -> Principal:
+    return Principal(subject=f"user_{name}", kind="user", name=name, bindings=bindings)
+
+
+OPERATOR = _caller("operator", RoleBinding(Role.OPERATOR))
+MEMBER = _caller("own", RoleBinding(Role.MEMBER, project_id=OWN.id))
+STRANGER = _caller("rival", RoleBinding(Role.MEMBER, project_id=RIVAL.id))
 FOREIGN = "kraken"
 """In the name of every node that is not the tenant's."""
-THERE = f"/projects/{RED.id}/metrics/api/v1"
+THERE = f"/projects/{OWN.id}/metrics/api/v1"
 EVERYWHERE = "/metrics/api/v1"
 
 GPU = "hw_gpu_utilization_ratio"
 
 QUERIES = [
     GPU,
-    f'{GPU}{{project="{BLUE.id}"}}',
+    f'{GPU}{{project="{RIVAL.id}"}}',
     f'{GPU}{{project=~".*"}}',
     f'{GPU}{{project=~"proj_.*"}}',
-    f'{GPU}{{project!="{RED.id}"}}',
-    f'{GPU}{{project!~"{RED.id}"}}',
+    f'{GPU}{{project!="{OWN.id}"}}',
+    f'{GPU}{{project!~"{OWN.id}"}}',
     f'{GPU}{{project=""}}',
     f'{GPU}{{project=~"|.*"}}',
-    f'{GPU}{{project="{RED.id}" or project="{BLUE.id}"}}',
-    f'{GPU}{{node="n0" or project="{BLUE.id}"}}',
-    f'{GPU}{{project="{BLUE.id}",organization="{BLUE.organization_id}"}}',
-    f'{GPU}{{organization="{BLUE.organization_id}"}}',
+    f'{GPU}{{project="{OWN.id}" or project="{RIVAL.id}"}}',
+    f'{GPU}{{node="n0" or project="{RIVAL.id}"}}',
+    f'{GPU}{{project="{RIVAL.id}",organization="{RIVAL.organization_id}"}}',
+    f'{GPU}{{organization="{RIVAL.organization_id}"}}',
     f'{GPU}{{organization=""}}',
     '{__name__=~".+"}',
     '{__name__!=""}',
-    f'{{project="{BLUE.id}"}}',
-    f'{{"project"="{BLUE.id}"}}',
+    f'{{project="{RIVAL.id}"}}',
+    f'{{"project"="{RIVAL.id}"}}',
     '{node=~"kraken.*"}',
     f"sum({GPU})",
     f"sum({GPU}) by (project)",
@@ -68,36 +80,36 @@ QUERIES = [
     f"limitk(100, {GPU})",
     f"outliersk(10, {GPU})",
     f'count_values("node", {GPU})',
-    f'{GPU} or {GPU}{{project="{BLUE.id}"}}',
-    f'{GPU}{{project="{BLUE.id}"}} or vector(1)',
-    f'vector(1) unless {GPU}{{project="{BLUE.id}"}}',
+    f'{GPU} or {GPU}{{project="{RIVAL.id}"}}',
+    f'{GPU}{{project="{RIVAL.id}"}} or vector(1)',
+    f'vector(1) unless {GPU}{{project="{RIVAL.id}"}}',
     f"{GPU} * on() group_left(node) count by (node) ({GPU})",
     f"{GPU} + ignoring(project, organization, node) group_right {GPU}",
-    f'union({GPU}, {GPU}{{project="{BLUE.id}"}})',
-    f'({GPU}, {GPU}{{project="{BLUE.id}"}})',
-    f'WITH (f = {{project="{BLUE.id}"}}) {GPU}{{f}}',
-    f'WITH (project="{BLUE.id}", a(q) = sum(q)) a({GPU}{{project=project}})',
+    f'union({GPU}, {GPU}{{project="{RIVAL.id}"}})',
+    f'({GPU}, {GPU}{{project="{RIVAL.id}"}})',
+    f'WITH (f = {{project="{RIVAL.id}"}}) {GPU}{{f}}',
+    f'WITH (project="{RIVAL.id}", a(q) = sum(q)) a({GPU}{{project=project}})',
     f'WITH (x = {{node="n0" or node=~"kraken.*"}}) count({GPU}{{x}})',
-    f'label_set({GPU}, "project", "{BLUE.id}")',
-    f'label_replace({GPU}, "project", "{BLUE.id}", "", "")',
+    f'label_set({GPU}, "project", "{RIVAL.id}")',
+    f'label_replace({GPU}, "project", "{RIVAL.id}", "", "")',
     f'label_del({GPU}, "project", "organization")',
     f'label_copy({GPU}, "node", "project")',
-    f'alias({GPU}{{project="{BLUE.id}"}}, "mine")',
+    f'alias({GPU}{{project="{RIVAL.id}"}}, "mine")',
     f"sum_over_time({GPU}[1h])",
-    f'max_over_time({GPU}{{project="{BLUE.id}"}}[1h])',
+    f'max_over_time({GPU}{{project="{RIVAL.id}"}}[1h])',
     f"max_over_time(max({GPU})[30m:1m])",
     f"sum(rollup({GPU}[30m]))",
     f"{GPU} offset 1m",
     f"{GPU}[10m] offset 1m",
     f"{GPU} @ end()",
     f'last_over_time({GPU}{{node!~"n.*"}}[1h])',
-    f'present_over_time({GPU}{{project="{BLUE.id}"}}[1h])',
+    f'present_over_time({GPU}{{project="{RIVAL.id}"}}[1h])',
     f"histogram_quantile(0.9, sum(rate({GPU}[5m])) by (le))",
     'group by (node) ({__name__=~"hw_.*"})',
     f"changes({GPU}[1h])",
     f'sort_desc({GPU}{{project=~"(?i)PROJ_.*"}})',
-    f'{GPU}{{project="{BLUE.id}\\"}} or {GPU}{{node=\\"x"}}',
-    f"{GPU}{{project='{BLUE.id}'}} # ',project='{RED.id}'}}",
+    f'{GPU}{{project="{RIVAL.id}\\"}} or {GPU}{{node=\\"x"}}',
+    f"{GPU}{{project='{RIVAL.id}'}} # ',project='{OWN.id}'}}",
     f"{GPU} # \n or {{node=~'kraken.*'}}",
     f'sum({GPU}) keep_metric_names or count({{organization!=""}})',
     f"any({GPU})",
@@ -108,35 +120,35 @@ QUERIES = [
 
 FINDS: list[tuple[str, list[tuple[str, str]]]] = [
     ("series", [("match[]", '{__name__=~".+"}')]),
-    ("series", [("match[]", f'{{project="{BLUE.id}"}}')]),
+    ("series", [("match[]", f'{{project="{RIVAL.id}"}}')]),
     ("series", [("match[]", GPU), ("match[]", '{node=~"kraken.*"}')]),
     ("series", [("match[]", '{node="n0" or node=~"kraken.*"}')]),
     ("series", [("match[]", '{organization!=""}'), ("start", "1"), ("limit", "10000")]),
     ("labels", []),
     ("labels", [("match[]", '{node=~"kraken.*"}')]),
-    ("labels", [("match[]", f'{{project="{BLUE.id}"}}')]),
+    ("labels", [("match[]", f'{{project="{RIVAL.id}"}}')]),
     ("label/node/values", []),
     ("label/project/values", []),
     ("label/organization/values", []),
     ("label/__name__/values", []),
     ("label/node/values", [("match[]", '{__name__=~".+"}')]),
-    ("label/node/values", [("match[]", f'{{project="{BLUE.id}"}}')]),
-    ("label/node/values", [("match[]", GPU), ("match[]", f'{{project="{BLUE.id}"}}')]),
+    ("label/node/values", [("match[]", f'{{project="{RIVAL.id}"}}')]),
+    ("label/node/values", [("match[]", GPU), ("match[]", f'{{project="{RIVAL.id}"}}')]),
     ("label/cluster/values", [("start", "1")]),
 ]
 
 SMUGGLED: list[list[tuple[str, str]]] = [
-    [("extra_label", f"project={BLUE.id}")],
+    [("extra_label", f"project={RIVAL.id}")],
     [("extra_label", "")],
-    [("extra_filters[]", f'{{project="{BLUE.id}"}}')],
-    [("extra_filters", f'{{project="{BLUE.id}"}}')],
-    [("extra_filters%5B%5D", f'{{project="{BLUE.id}"}}')],
-    [("extra_filters[]", "{}"), ("extra_label", f"organization={BLUE.organization_id}")],
-    [("Extra_Label", f"project={BLUE.id}")],
-    [("extra_label ", f"project={BLUE.id}")],
-    [("\textra_label", f"project={BLUE.id}")],
-    [("extra_label\x00", f"project={BLUE.id}")],
-    [("query", f'{GPU}{{project="{BLUE.id}"}}')],
+    [("extra_filters[]", f'{{project="{RIVAL.id}"}}')],
+    [("extra_filters", f'{{project="{RIVAL.id}"}}')],
+    [("extra_filters%5B%5D", f'{{project="{RIVAL.id}"}}')],
+    [("extra_filters[]", "{}"), ("extra_label", f"organization={RIVAL.organization_id}")],
+    [("Extra_Label", f"project={RIVAL.id}")],
+    [("extra_label ", f"project={RIVAL.id}")],
+    [("\textra_label", f"project={RIVAL.id}")],
+    [("extra_label\x00", f"project={RIVAL.id}")],
+    [("query", f'{GPU}{{project="{RIVAL.id}"}}')],
     [("nocache", "1")],
     [("db", "blue")],
     [("trace", "1")],
@@ -144,7 +156,7 @@ SMUGGLED: list[list[tuple[str, str]]] = [
     [("max_lookback", "1000h")],
     [("authKey", "x")],
     [("format", "__name__")],
-    [("_", f"&extra_label=project={BLUE.id}")],
+    [("_", f"&extra_label=project={RIVAL.id}")],
     [("round_digits", "1")],
 ]
 
@@ -216,8 +228,8 @@ async def store(victoria_url: str) -> AsyncIterator[SeriesStore]:
     """Series of the tenant, of another one, and of nobody."""
     store = SeriesStore(victoria_url)
     now_ms = int(time.time() * 1000)
-    red = {"project": RED.id, "organization": RED.organization_id, "cluster": "train"}
-    blue = {"project": BLUE.id, "organization": BLUE.organization_id, "cluster": f"{FOREIGN}-c"}
+    red = {"project": OWN.id, "organization": OWN.organization_id, "cluster": "train"}
+    blue = {"project": RIVAL.id, "organization": RIVAL.organization_id, "cluster": f"{FOREIGN}-c"}
     lines: list[str] = []
     for age_s in range(0, 300, 15):
         at = now_ms - age_s * 1000
@@ -229,8 +241,9 @@ async def store(victoria_url: str) -> AsyncIterator[SeriesStore]:
             labels = {"node": f"{FOREIGN}-{number}", "site": "s", "hw_id": "0", **owner}
             lines.append(line(GPU, labels, (1e6 + number) * (-1 if number % 2 else 1), at))
     await store.write(lines)
-    fenced = [("query", f"count({GPU})"), *fence(RED)]
-    for query, wanted in ((fenced, "4"), ([("query", f"count({GPU})")], "304")):
+    fenced = [("query", f"count({GPU})"), *fence(OWN)]
+    every = [("query", f'count({GPU}{{node=~"{FOREIGN}.*"}})')]
+    for query, wanted in ((fenced, "4"), (every, "300")):
         async with asyncio.timeout(60):
             while True:
                 if await counted(store, query) == wanted:
@@ -243,10 +256,11 @@ async def store(victoria_url: str) -> AsyncIterator[SeriesStore]:
 @pytest.fixture(scope="module")
 async def callers(store: SeriesStore) -> AsyncIterator[dict[str, httpx.AsyncClient]]:
     """Clients of the query API by subject."""
-    tenancy = Tenancy()
+    known = {one.subject: one for one in (MEMBER, OPERATOR, STRANGER)}
+    tenancy = Tenancy(known, (OWN, RIVAL))
     queries = QueryService(store, SystemClock(), tenancy, MetricsSettings())
     app = query_application(tenancy, queries)
-    clients = {one.subject: client(app, one) for one in (MEMBER, OPERATOR, STRANGER)}
+    clients = {one.subject: client(app, one) for one in known.values()}
     yield clients
     for one in clients.values():
         await one.aclose()
@@ -277,10 +291,10 @@ def numbers_in(document: Any) -> list[float]:
 def foreign_in(answer: httpx.Response, attempt: Attempt) -> list[str]:
     """What an answer tells of anything foreign."""
     said = " ".join(value for _, value in attempt.arguments)
-    told = [word for word in (f"{FOREIGN}-", BLUE.id) if word in answer.text and word not in said]
+    told = [word for word in (f"{FOREIGN}-", RIVAL.id) if word in answer.text and word not in said]
     told += re.findall(rf"{FOREIGN}-\d+", "" if f"{FOREIGN}-0" in said else answer.text)
     if answer.status_code == 200:
-        told += [str(n) for n in numbers_in(answer.json()) if not abs(n) < OWN_MOST]
+        told += [str(n) for n in numbers_in(answer.json()) if not abs(n) < LARGEST_OWN]
     return told
 
 

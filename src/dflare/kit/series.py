@@ -25,6 +25,9 @@ WRITE_TIMEOUT_S = 20.0
 ZIP_FROM_BYTES = 64 * 1024
 """Batches from this size on are compressed, in a thread."""
 
+FRESH = ("nocache", "1")
+"""Without it an instant query looks half a minute into the past (``-search.latencyOffset``)."""
+
 Form = Sequence[tuple[str, str]]
 
 
@@ -74,6 +77,11 @@ class SeriesStore:
         self._url = url.rstrip("/")
         self._absent_reason = absent_reason
         self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def address(self) -> str:
+        """Where it is, with its login; empty where there is none."""
+        return self._url
 
     @property
     def present(self) -> bool:
@@ -134,7 +142,7 @@ class SeriesStore:
         Raises:
             SeriesAbsentError, SeriesUnreachableError, AnswerTooLongError: see ``ask``.
         """
-        answer = await self.ask("/api/v1/query", [("query", query)], timeout_s)
+        answer = await self.ask("/api/v1/query", [("query", query), FRESH], timeout_s)
         if answer.status != 200:
             said = answer.content[:300].decode(errors="replace")
             raise SeriesUnreachableError(f"the store of metrics refuses {query}: {said}")

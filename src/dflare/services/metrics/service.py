@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from dflare.kit.clock import Clock
-from dflare.kit.series import Answer, SeriesStore
+from dflare.kit.series import FRESH, Answer, SeriesStore
 from dflare.services.auth.contract import Authorizer, Principal, ProjectRef, Resource
-from dflare.services.metrics.domain_query import Pairs, checked, fence
+from dflare.services.metrics.domain_query import QUERY, Pairs, checked, fence
 from dflare.services.metrics.errors import BusyError
 from dflare.services.metrics.settings import MetricsSettings
 
@@ -54,6 +54,8 @@ class QueryService:
         asked = checked(question, given, self.clock.now().timestamp(), timeout_s)
         self.store.check_present()
         form = [*asked, *(fence(project) if project else [])]
+        if question == QUERY:
+            form.append(FRESH)
         async with self._turn(project.id if project else ""):
             return await self.store.ask(path, form, timeout_s + 2)
 
