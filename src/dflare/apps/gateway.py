@@ -13,7 +13,10 @@ from dflare.apps.http import serve_http
 from dflare.apps.openapi import describe
 from dflare.apps.own_metrics import PlatformNumbers, own_lines, push
 from dflare.apps.process import Process, run_process
+from dflare.apps.rate_limits import PRINCIPAL, LimitSettings, RateLimits
 from dflare.apps.request_meter import RequestMeter
+from dflare.apps.slow_clients import BodyDeadline
+from dflare.apps.token_buckets import Buckets
 from dflare.apps.wiring import Platform
 from dflare.kit import problem
 from dflare.kit.errors import UnauthenticatedError
@@ -45,6 +48,15 @@ def build_app(
     )
     problem.install(app)
     app.add_middleware(BodyLimit, limit_bytes=MAX_BODY_BYTES, streamed=wiring_api.STREAMED)
+    app.add_middleware(BodyDeadline)
+    limits = LimitSettings.read()
+    if limits.enabled and platform.process.settings.valkey_url:
+        app.add_middleware(
+            RateLimits,
+            buckets=Buckets(platform.process.cache),
+            authorizer=platform.authorizer,
+            settings=limits,
+        )
     app.add_middleware(RequestMeter, meters=meters)
 
     async def principal(request: Request) -> Principal:
@@ -53,7 +65,8 @@ def build_app(
             raise UnauthenticatedError(
                 "no bearer token came with the request", next_step="Run `dflare login`."
             )
-        return await platform.authorizer.authenticate(token)
+        known: Principal | None = request.scope.get(PRINCIPAL)
+        return known or await platform.authorizer.authenticate(token)
 
     v1 = APIRouter(prefix="/v1")
     for router in wiring_api.routers(platform, principal):

@@ -9,6 +9,7 @@ from typing import Any
 import uvicorn
 
 from dflare.apps.process import Process
+from dflare.apps.slow_clients import ImpatientProtocol
 from dflare.kit.settings import SettingsError
 
 BACKLOG = 4096
@@ -49,6 +50,7 @@ async def serve_http(process: Process, app: Any, host: str, port: int, name: str
             access_log=False,
             timeout_graceful_shutdown=2,
             timeout_keep_alive=30,
+            http=ImpatientProtocol,
             ws="websockets-sansio",
             lifespan="off",
         )
