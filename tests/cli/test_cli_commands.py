@@ -164,6 +164,15 @@ def test_an_order_is_repeated_where_a_store_was_away(stub: Any, cli: Any) -> Non
     assert len(set(keys)) == 1
 
 
+def test_what_came_too_often_is_repeated_when_it_may_be(stub: Any, cli: Any) -> None:
+    stub.answer("GET", CLUSTERS, refusal(429, detail="often"), JSONResponse({"items": []}))
+    assert cli("cluster", "list").exit_code == 0
+    assert len(stub.asked("GET", CLUSTERS)) == 2
+    stub.answer("POST", "/organizations", refusal(429, detail="often"), refusal(422))
+    cli("organization", "create", "acme")
+    assert len(stub.asked("POST", "/organizations")) == 2
+
+
 def test_two_orders_have_two_keys(stub: Any, cli: Any) -> None:
     stub.answer("POST", CLUSTERS, JSONResponse(ACCEPTED, 202))
     for _ in range(2):

@@ -273,7 +273,9 @@ class Api:
             if response.status_code == 401 and not renewed and self.renew():
                 renewed = True
                 continue
-            if response.status_code == 503 and repeatable and not last:
+            # What came too often was not begun, so that any call may be repeated.
+            again = response.status_code == 429 or (response.status_code == 503 and repeatable)
+            if again and not last:
                 self._sleep(_retry_after(response, RETRY_PAUSES_S[attempt]))
                 continue
             return response
