@@ -34,25 +34,45 @@ class BodyLimit:
         if announced.isdigit() and int(announced) > self.limit_bytes:
             await self._refuse(int(announced))(scope, receive, send)
             return
-        seen = 0
+        if b"content-length" in dict(scope["headers"]):
+            # The server lets no more through than was announced.
+            await self.app(scope, receive, send)
+            return
+        seen, began = 0, False
 
         async def limited() -> Message:
             nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
             if seen > self.limit_bytes:
                 return {"type": "http.disconnect"}
-            return message
+            message = await receive()
+            seen += len(message.get("body", b""))
+            return message if seen <= self.limit_bytes else {"type": "http.disconnect"}
 
-        await self.app(scope, limited, send)
+        async def sent(message: Message) -> None:
+            nonlocal began
+            if seen > self.limit_bytes and not began:
+                # Whatever the service makes of half a body is not the answer.
+                return
+            began = True
+            await send(message)
+
+        try:
+            await self.app(scope, limited, sent)
+        except Exception:
+            # A service that was left in the middle of a body has failed for that alone.
+            if seen <= self.limit_bytes:
+                raise
+        if seen > self.limit_bytes and not began:
+            await self._refuse(seen)(scope, receive, send)
 
     def _refuse(self, size: int) -> Response:
+        """The answer to a body of which ``size`` bytes are announced or came."""
         return problem.render(
             {
                 "type": TYPE_BASE + "body-too-large",
                 "title": "Body too large",
                 "status": 413,
-                "detail": f"the body has {size} bytes, {self.limit_bytes} are allowed",
+                "detail": f"the body has {size} bytes or more, {self.limit_bytes} are allowed",
                 "next_step": "Send less at once.",
                 "retryable": False,
             }
