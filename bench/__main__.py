@@ -8,7 +8,17 @@ from pathlib import Path
 # The starter of a whole platform is the tests' own.
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-NAMES = ("relay", "fleet", "orders", "placement", "replay", "slurm")
+NAMES = (
+    "relay",
+    "fleet",
+    "metrics",
+    "orders",
+    "placement",
+    "registry",
+    "replay",
+    "slurm",
+    "stores",
+)
 
 
 def main() -> None:

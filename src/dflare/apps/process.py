@@ -66,7 +66,7 @@ class Process:
     @cached_property
     def objects(self) -> ObjectStore:
         """The S3 store, connected by the first call that needs it."""
-        objects = ObjectStore(self.settings)
+        objects = ObjectStore(self.settings, self.clock)
         self.at_end(objects.close)
         return objects
 

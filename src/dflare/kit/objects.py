@@ -8,7 +8,7 @@ bodies on the event loop whenever the store is reached over plain HTTP.
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,6 +18,7 @@ from xml.sax.saxutils import escape
 import aiohttp
 from yarl import URL
 
+from dflare.kit.clock import Clock, SystemClock
 from dflare.kit.errors import UnavailableError
 from dflare.kit.s3_signature import Credentials, encode_path, encode_query, signed_headers
 from dflare.kit.settings import PlatformSettings
@@ -74,8 +75,9 @@ class ObjectStore:
     characters; who builds them from what tenants send checks that first.
     """
 
-    def __init__(self, settings: PlatformSettings) -> None:
+    def __init__(self, settings: PlatformSettings, clock: Clock | None = None) -> None:
         self._settings = settings
+        self._clock = clock or SystemClock()
         self._bucket = settings.s3_bucket
         self._session: aiohttp.ClientSession | None = None
         self._credentials: Credentials | None = None
@@ -248,7 +250,7 @@ class ObjectStore:
         path = f"{base.path.rstrip('/')}/{self._bucket}" + ("" if key is None else f"/{key}")
         asked = query or {}
         signed = signed_headers(
-            credentials, method, base.netloc, path, asked, headers or {}, datetime.now(UTC)
+            credentials, method, base.netloc, path, asked, headers or {}, self._clock.now()
         )
         text = encode_query(asked)
         url = URL(
