@@ -25,6 +25,8 @@ from dflare.services.metrics.tables import KIT, Alert
 
 SCHEMA = "metrics"
 LEASE = "metrics/alerts"
+TIDY_EVERY, KEPT = timedelta(hours=1), timedelta(days=90)
+"""How long what is over is remembered, and how often that is looked at."""
 OF_NODES = frozenset({AlertRule.DEAD_GPU, AlertRule.LOST_LINK})
 
 _SCOPE = Scope.system("alerts are looked for on every node and operation")
@@ -41,6 +43,7 @@ class AlertReconciler:
     settings: MetricsSettings
     lease: Lease
     _pending: dict[str, datetime] = field(default_factory=dict[str, datetime])
+    _tidied_at: datetime | None = None
 
     async def run(self) -> None:
         """Look until cancelled, as long as the lease can be had."""
@@ -71,6 +74,10 @@ class AlertReconciler:
                 log.warning("alerts_of_nodes_wait", error=str(error)[:300])
         lasting = self._lasting(seen, now)
         await self._record(lasting, {one.fingerprint for one in seen}, looked_at, now)
+        if self._tidied_at is None or now - self._tidied_at > TIDY_EVERY:
+            async with self.database.transaction(SCHEMA) as session:
+                await repository.forget(session, now - KEPT)
+            self._tidied_at = now
 
     async def _of_nodes(self, now: datetime) -> list[Condition]:
         async with self.database.reading(SCHEMA) as session:

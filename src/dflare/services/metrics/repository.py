@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import delete, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from dflare.services.auth.contract import Scope
@@ -65,7 +65,7 @@ async def nodes(session: AsyncSession, scope: Scope) -> dict[str, NodeFacts]:
             gpus=node.gpus,
             ports=frozenset(node.ports),
         )
-        for node, site in (await session.execute(query)).tuples()
+        for node, site in (await session.execute(query)).all()
     }
 
 
@@ -85,7 +85,7 @@ async def tenancies(
     if node_ids is not None:
         query = query.where(Tenancy.node_id == func.any(list(node_ids)))
     found: dict[str, list[Had]] = {}
-    for row, cluster in (await session.execute(query)).tuples():
+    for row, cluster in (await session.execute(query)).all():
         had = Had(
             row.node_id,
             row.organization_id,
@@ -152,4 +152,12 @@ async def operation_counts(session: AsyncSession) -> list[tuple[str, str, int]]:
         .group_by(KnownOperation.kind, KnownOperation.state)
         .order_by(KnownOperation.kind, KnownOperation.state)
     )
-    return [(kind, state, count) for kind, state, count in (await session.execute(query)).tuples()]
+    return [(kind, state, count) for kind, state, count in (await session.execute(query)).all()]
+
+
+async def forget(session: AsyncSession, before: datetime) -> None:
+    """Remove what was over before a time: tenancies, operations, alerts. Series keep their labels
+    for as long as the store keeps series."""
+    await session.execute(delete(Tenancy).where(Tenancy.had_to < before))
+    await session.execute(delete(KnownOperation).where(KnownOperation.finished_at < before))
+    await session.execute(delete(Alert).where(Alert.resolved_at < before))
