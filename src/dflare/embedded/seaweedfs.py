@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from dflare.embedded.component import http_client
 from dflare.embedded.os_user import launch_prefix
 from dflare.embedded.ports import LOOPBACK
 from dflare.embedded.secret_files import ensure_password, write_closed
@@ -28,7 +29,6 @@ PROBE_KEY = ".ready"
 PORT_NAMES = ("master", "master-grpc", "volume", "volume-grpc", "filer", "filer-grpc", "s3-grpc")
 """Ports beside that of S3, by what listens there."""
 
-ANSWER_WITHIN_S = 2.0
 CERTIFICATE_DAYS = 36_500
 MEMORY_AIM = "384MiB"
 """Above it the program collects its garbage more eagerly; it is no hard limit."""
@@ -206,7 +206,7 @@ async def _status(login: S3Login, method: str, key: str) -> int:
             {},
             datetime.now(UTC),
         )
-        async with httpx.AsyncClient(timeout=ANSWER_WITHIN_S, trust_env=False) as client:
+        async with http_client(login.url) as client:
             url = f"{base.scheme}://{base.netloc}{encode_path(path)}"
             return (await client.request(method, url, headers=headers)).status_code
     except (httpx.HTTPError, httpx.InvalidURL, OSError):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 
+from dflare.embedded.component import http_client
 from dflare.embedded.os_user import launch_prefix
 from dflare.embedded.ports import LOOPBACK
 
@@ -62,7 +63,7 @@ class EmbeddedTemporal:
 
     async def is_ready(self) -> bool:
         """Whether the namespace can be described, which needs frontend, history and database."""
-        async with httpx.AsyncClient(timeout=2, trust_env=False) as client:
+        async with http_client(self.namespace_url) as client:
             try:
                 answer = await client.get(self.namespace_url)
             except httpx.HTTPError:

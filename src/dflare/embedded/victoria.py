@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from dflare.embedded.component import AbsentError
+from dflare.embedded.component import AbsentError, http_client
 from dflare.embedded.layout import Layout
 from dflare.embedded.os_user import launch_prefix
 from dflare.embedded.packages import VICTORIA_METRICS, PackageCache, PackagesState
@@ -17,7 +17,6 @@ USER = "dflare"
 PROGRAM = "victoria-metrics"
 RETENTION = "90d"
 MEMORY = "256MiB"
-ANSWER_WITHIN_S = 2.0
 FLAG_PREFIX = "DFLARE_VICTORIAMETRICS_FLAG_"
 
 
@@ -99,7 +98,7 @@ async def answers(url: str) -> bool:
     login = (parts.username or "", parts.password or "") if parts.username else None
     plain = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
     try:
-        async with httpx.AsyncClient(timeout=ANSWER_WITHIN_S, trust_env=False) as client:
+        async with http_client(plain) as client:
             asked = await client.get(f"{plain}/api/v1/query", params={"query": "1"}, auth=login)
     except (httpx.HTTPError, httpx.InvalidURL):
         return False
