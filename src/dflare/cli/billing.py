@@ -16,6 +16,7 @@ from dflare.cli.output import (
     print_data,
     print_list,
     print_table,
+    size_cell,
     time_cell,
 )
 
@@ -80,6 +81,12 @@ VOLUMES = (
     Column("UNTIL", "usage_to", _until_cell),
 )
 
+REGISTRY = (
+    Column("HELD", "stored_bytes", size_cell),
+    Column("FROM", "usage_from", time_cell),
+    Column("UNTIL", "usage_to", _until_cell),
+)
+
 
 @usage_app.command("list")
 def list_usage(
@@ -115,6 +122,18 @@ def list_volume_usage(
     with Api.of_environment(project) as api:
         items = api.items(f"/projects/{api.project()}/usage/volumes", month=month or _this_month())
         print_list(items, VOLUMES, output, empty="No volume was had.")
+
+
+@usage_app.command("registry")
+def list_registry_usage(
+    month: MonthOption = None,
+    project: ProjectOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List what the project's repositories held and for how long; it costs nothing."""
+    with Api.of_environment(project) as api:
+        items = api.items(f"/projects/{api.project()}/usage/registry", month=month or _this_month())
+        print_list(items, REGISTRY, output, empty="No repository held anything.")
 
 
 @invoice_app.command("show")

@@ -80,6 +80,16 @@ def time_cell(value: Any) -> str:
     return parse_time(str(value)).strftime("%Y-%m-%d %H:%M:%SZ") if value else "-"
 
 
+def size_cell(value: Any) -> str:
+    """Bytes in the largest unit that leaves a number of at least 1."""
+    size = float(value or 0)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
 def count_cell(value: Any) -> str:
     """How many items a list has."""
     return str(len(value or []))

@@ -17,15 +17,18 @@ from dflare.services.metering.tables import (
     JobEntry,
     LedgerEntry,
     Price,
+    RegistryEntry,
     VolumeEntry,
     VolumePrice,
 )
 from dflare.services.orchestrator.contract import AllocationFacts
+from dflare.services.registry.contract import RegistryUsage
 from dflare.services.volumes.contract import VolumeUsage
 
 _INSTANT = timedelta(microseconds=1)
 _LEDGER = cast("Table", LedgerEntry.__table__)
 _VOLUMES = cast("Table", VolumeEntry.__table__)
+_REGISTRY = cast("Table", RegistryEntry.__table__)
 _JOBS = cast("Table", JobEntry.__table__)
 
 
@@ -81,24 +84,45 @@ class VolumesProjection:
 
     async def apply(self, session: AsyncSession, entries: Sequence[FeedEntry]) -> None:
         """Keep the newest version of each interval."""
-        newest: dict[str, VolumeUsage] = {}
-        for entry in entries:
-            facts = VolumeUsage.model_validate(entry.data)
-            known = newest.get(facts.interval_id)
-            if known is None or known.version < facts.version:
-                newest[facts.interval_id] = facts
-        if not newest:
-            return
-        statement = insert(_VOLUMES)
-        changing = ("version", "usage_from", "usage_to")
-        await (await session.connection()).execute(
-            statement.on_conflict_do_update(
-                index_elements=["interval_id"],
-                set_={name: statement.excluded[name] for name in changing},
-                where=_VOLUMES.c.version < statement.excluded.version,
-            ),
-            [facts.model_dump() for facts in newest.values()],
-        )
+        await _keep_intervals(session, _VOLUMES, VolumeUsage, entries)
+
+
+class RegistryProjection:
+    """One entry for each number of bytes that a project's repositories held, and for how long."""
+
+    name = "metering.registry"
+    kit = KIT
+    types = frozenset({"registry.usage"})
+
+    async def apply(self, session: AsyncSession, entries: Sequence[FeedEntry]) -> None:
+        """Keep the newest version of each interval."""
+        await _keep_intervals(session, _REGISTRY, RegistryUsage, entries)
+
+
+async def _keep_intervals(
+    session: AsyncSession,
+    table: Table,
+    kind: type[VolumeUsage] | type[RegistryUsage],
+    entries: Sequence[FeedEntry],
+) -> None:
+    newest: dict[str, VolumeUsage | RegistryUsage] = {}
+    for entry in entries:
+        facts = kind.model_validate(entry.data)
+        known = newest.get(facts.interval_id)
+        if known is None or known.version < facts.version:
+            newest[facts.interval_id] = facts
+    if not newest:
+        return
+    statement = insert(table)
+    changing = ("version", "usage_from", "usage_to")
+    await (await session.connection()).execute(
+        statement.on_conflict_do_update(
+            index_elements=["interval_id"],
+            set_={name: statement.excluded[name] for name in changing},
+            where=table.c.version < statement.excluded.version,
+        ),
+        [facts.model_dump() for facts in newest.values()],
+    )
 
 
 class JobsProjection:
@@ -213,4 +237,10 @@ def _valid_from(entry: FeedEntry, earlier: datetime | None) -> datetime:
 
 def projections() -> list[Projection]:
     """All read models of this service."""
-    return [LedgerProjection(), VolumesProjection(), JobsProjection(), PricesProjection()]
+    return [
+        LedgerProjection(),
+        VolumesProjection(),
+        RegistryProjection(),
+        JobsProjection(),
+        PricesProjection(),
+    ]

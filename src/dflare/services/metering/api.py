@@ -116,6 +116,16 @@ class VolumeUsageAnswer(BaseModel):
     usage_to: datetime | None
 
 
+class RegistryUsageAnswer(BaseModel):
+    """What a project's repositories held from one moment to another, UTC wall time; ``usage_to`` is
+    null while they do."""
+
+    interval_id: str
+    stored_bytes: int
+    usage_from: datetime
+    usage_to: datetime | None
+
+
 class JobUsageAnswer(BaseModel):
     """One run of a job, UTC wall time as the scheduler's accounting says; ``usage_to`` is null
     while it runs. ``gpu_milli`` are thousandths of a GPU."""
@@ -232,6 +242,24 @@ def router(
         )
         return Page(
             items=[VolumeUsageAnswer.model_validate(row, from_attributes=True) for row in rows],
+            next_cursor=next_cursor(more),
+        )
+
+    @routes.get("/projects/{project}/usage/registry")
+    async def list_registry_usage(
+        *,
+        caller: Principal = Depends(principal),
+        project: ProjectRef = Depends(project_of),
+        month: Month,
+        cursor: Cursor = None,
+        limit: Limit = 100,
+    ) -> Page[RegistryUsageAnswer]:
+        """What the repositories of a project held, and for how long."""
+        rows, more = await metering.registry_usage(
+            caller, project, month, decode_cursor(cursor), limit
+        )
+        return Page(
+            items=[RegistryUsageAnswer.model_validate(row, from_attributes=True) for row in rows],
             next_cursor=next_cursor(more),
         )
 

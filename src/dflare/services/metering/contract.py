@@ -2,8 +2,8 @@
 
 Events emitted: ``quota.changed`` (data: ``QuotaLimit``), ``metering.audit_found`` (data:
 ``AuditFound``; it is no tenant's).
-Events consumed: ``allocation.changed``, ``volume.usage_changed`` and ``job.changed`` (the ledgers),
-``site.declared`` (prices).
+Events consumed: ``allocation.changed``, ``volume.usage_changed``, ``registry.usage`` and
+``job.changed`` (the ledgers), ``site.declared`` (prices).
 """
 
 from datetime import datetime

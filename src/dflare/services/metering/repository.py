@@ -12,6 +12,7 @@ from dflare.services.metering.tables import (
     LedgerEntry,
     Price,
     Quota,
+    RegistryEntry,
     VolumeEntry,
     VolumePrice,
 )
@@ -68,6 +69,30 @@ async def volumes(
     return list((await session.scalars(query)).all())
 
 
+async def registry(
+    session: AsyncSession,
+    scope: Scope,
+    project_id: str,
+    start: datetime,
+    end: datetime,
+    *,
+    after: str | None,
+    limit: int,
+) -> list[RegistryEntry]:
+    """A page of intervals of what a project's repositories held that touch the period, in order of
+    their ids behind the interval ``after``."""
+    table = RegistryEntry.__table__.c
+    query = select(RegistryEntry).where(
+        scope.where(table.organization_id, table.project_id),
+        RegistryEntry.project_id == project_id,
+        _touches(RegistryEntry, start, end),
+    )
+    if after is not None:
+        query = query.where(RegistryEntry.interval_id > after)
+    query = query.order_by(RegistryEntry.interval_id).limit(limit)
+    return list((await session.scalars(query)).all())
+
+
 async def jobs(
     session: AsyncSession,
     scope: Scope,
@@ -93,7 +118,7 @@ async def jobs(
 
 
 def _touches(
-    entry: type[VolumeEntry] | type[JobEntry], start: datetime, end: datetime
+    entry: type[VolumeEntry] | type[RegistryEntry] | type[JobEntry], start: datetime, end: datetime
 ) -> ColumnElement[bool]:
     return (entry.usage_from < end) & (entry.usage_to.is_(None) | (entry.usage_to > start))
 

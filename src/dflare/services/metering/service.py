@@ -32,7 +32,14 @@ from dflare.services.metering.domain import (
     totals_of,
     volume_lines,
 )
-from dflare.services.metering.tables import KIT, JobEntry, LedgerEntry, Quota, VolumeEntry
+from dflare.services.metering.tables import (
+    KIT,
+    JobEntry,
+    LedgerEntry,
+    Quota,
+    RegistryEntry,
+    VolumeEntry,
+)
 
 SCHEMA = "metering"
 
@@ -126,6 +133,26 @@ class MeteringService:
         scope = self.authorizer.scope(principal)
         async with self.database.reading(SCHEMA) as session:
             rows = await repository.volumes(
+                session, scope, project.id, start, end, after=after, limit=limit + 1
+            )
+        shown, last = cut(rows, limit)
+        return list(shown), last.interval_id if last else None
+
+    async def registry_usage(
+        self, principal: Principal, project: ProjectRef, month: str, after: str | None, limit: int
+    ) -> tuple[list[RegistryEntry], str | None]:
+        """One page of intervals of what the project's repositories held, and the interval to go on
+        behind where there are more.
+
+        Raises:
+            InvalidMonthError: the month is malformed.
+            ForbiddenError: the caller may not read the project's usage.
+        """
+        await self._may(principal, "usage:read", "usage", project)
+        start, end = month_bounds(month)
+        scope = self.authorizer.scope(principal)
+        async with self.database.reading(SCHEMA) as session:
+            rows = await repository.registry(
                 session, scope, project.id, start, end, after=after, limit=limit + 1
             )
         shown, last = cut(rows, limit)

@@ -62,6 +62,23 @@ class VolumeEntry(Base):
     usage_to: Mapped[datetime | None]
 
 
+class RegistryEntry(Base):
+    """So many bytes that the repositories of a project held for a while, projected from
+    ``registry.usage`` and idempotent by the interval's version. Times are UTC wall time. It is
+    told, not billed: no site names a price for it."""
+
+    __tablename__ = "registry_entry"
+    __table_args__ = (Index("ix_registry_entry_project", "project_id", "usage_from"),)
+
+    interval_id: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int]
+    organization_id: Mapped[str]
+    project_id: Mapped[str]
+    stored_bytes: Mapped[int] = mapped_column(BigInteger)
+    usage_from: Mapped[datetime]
+    usage_to: Mapped[datetime | None]
+
+
 class JobEntry(Base):
     """One run of a job, projected from ``job.changed`` and idempotent by the job's version.
 

@@ -323,10 +323,12 @@ class _Receiver:
         try:
             await self._take_in(body, length)
             await self._end()
-        except BaseException:
+        except BaseException as error:
             self.running = None
             if self._sending is not None:
-                self._sending.cancel()
+                # A part that has come whole is kept where the client went away behind it.
+                if not isinstance(error, Exception):
+                    self._sending.cancel()
                 await asyncio.gather(self._sending, return_exceptions=True)
             raise
         offset_bytes = self._in_parts + self._size

@@ -153,6 +153,25 @@ def _create_volume_and_job_entries() -> None:
         schema="metering",
     )
     op.create_table(
+        "registry_entry",
+        sa.Column("interval_id", sa.Text(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("organization_id", sa.Text(), nullable=False),
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.Column("stored_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("usage_from", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("usage_to", sa.DateTime(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("interval_id", name=op.f("pk_registry_entry")),
+        schema="metering",
+    )
+    op.create_index(
+        "ix_registry_entry_project",
+        "registry_entry",
+        ["project_id", "usage_from"],
+        unique=False,
+        schema="metering",
+    )
+    op.create_table(
         "job_entry",
         sa.Column("job_id", sa.Text(), nullable=False),
         sa.Column("run", sa.Integer(), nullable=False),
@@ -189,6 +208,8 @@ def downgrade() -> None:
     op.drop_table("price", schema="metering")
     op.drop_index("ix_job_entry_project", table_name="job_entry", schema="metering")
     op.drop_table("job_entry", schema="metering")
+    op.drop_index("ix_registry_entry_project", table_name="registry_entry", schema="metering")
+    op.drop_table("registry_entry", schema="metering")
     op.drop_index("ix_volume_entry_project", table_name="volume_entry", schema="metering")
     op.drop_table("volume_entry", schema="metering")
     op.drop_index("ix_ledger_entry_node", table_name="ledger_entry", schema="metering")
