@@ -371,6 +371,7 @@ def _gateway_itself() -> dict[str, Expectation]:
         **{f"GET /{name}/{{rest:path}}": replace(found, path={"rest": "x"}) for name in PAGES},
         "GET /assets/{name}": Expectation({}, public=True, path={"name": "none.js"}),
         "GET /healthz": found,
+        "GET /metrics": Expectation(ON_PLATFORM),
         "GET /v1/openapi.json": found,
         "GET /v1/docs": found,
         "GET /docs/oauth2-redirect": found,
