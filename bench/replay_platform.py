@@ -90,7 +90,9 @@ async def _run() -> None:
         await platform.apply_site(deadline_s=600)
         names = sorted({order.organization for order in orders})
         fleet = len(platform.document.nodes)
-        tenants = {name: await platform.tenant(_word(name), {KIND: fleet}) for name in names}
+        # What waits is held against the quota too, and here the queue alone is to say no.
+        quota = {KIND: sum(order.nodes for order in orders)}
+        tenants = {name: await platform.tenant(_word(name), quota) for name in names}
         began = time.monotonic()
         async with asyncio.timeout(DEADLINE_S):
             lived = await _live(platform, tenants, orders)

@@ -360,6 +360,12 @@ class PlatformHandle:
             await connection.close(timeout=5)
 
 
+_FOR_ORDERS = (
+    *("postgres", "temporal", "valkey", "sim"),
+    *("migrate", "gateway", "worker", "site-worker", "relay"),
+)
+
+
 @asynccontextmanager
 async def running_platform(wish: PlatformWish) -> AsyncIterator[PlatformHandle]:
     """Start everything in a fresh directory; stop and remove it all at the end."""
@@ -368,7 +374,11 @@ async def running_platform(wish: PlatformWish) -> AsyncIterator[PlatformHandle]:
     try:
         document = await asyncio.to_thread(wish.write, layout)
         with _environment(wish.environment):
-            started = await asyncio.to_thread(control.up, layout, UpOptions(nodes=wish.nodes))
+            # The component is there where packages are.
+            slurm = ("slurm-packages",) if "DFLARE_SLURM_PACKAGES" in wish.environment else ()
+            only = () if wish.every_store else (*_FOR_ORDERS, *slurm)
+            options = UpOptions(nodes=wish.nodes, only=only)
+            started = await asyncio.to_thread(control.up, layout, options)
         handle = PlatformHandle(layout, document, started.state.urls)
         try:
             await handle.log_in()

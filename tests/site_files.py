@@ -29,7 +29,8 @@ class PlatformWish:
     ``times`` replaces durations of simulated hardware (seconds of the site's clock, ``speed`` of
     which pass in one of wall time); without it hardware answers at once and the speed is 1.
     ``environment`` goes to every process. ``more_kinds`` adds nodes that are alike but for the name
-    and the price of their type: how many, and the price per node and hour, by that name.
+    and the price of their type: how many, and the price per node and hour, by that name. Without
+    ``every_store`` what an order needs no object or series store for starts without them.
     """
 
     nodes: int = 16
@@ -40,6 +41,7 @@ class PlatformWish:
     cooldown_s: int = 1
     price_per_node_hour: str | None = None
     more_kinds: Mapping[str, tuple[int, str]] = field(default_factory=dict[str, tuple[int, str]])
+    every_store: bool = False
 
     def write(self, layout: Layout) -> SiteDocument:
         """Write both files; returns the site."""
