@@ -50,19 +50,19 @@ Rows = list[tuple[object, ...]]
 
 def run() -> None:
     """Measure and print."""
-    print(asyncio.run(_run()))
-
-
-async def _run() -> str:
     with (
         tempfile.TemporaryDirectory(prefix="dflare-bench-") as folder,
         running_victoria(Path(folder), VICTORIA_PACKAGES) as url,
     ):
-        store = SeriesStore(url)
-        try:
-            rows = [*await _sweeps(Path(folder), store), *await _queries(store)]
-        finally:
-            await store.close()
+        print(asyncio.run(_run(Path(folder), url)))
+
+
+async def _run(folder: Path, url: str) -> str:
+    store = SeriesStore(url)
+    try:
+        rows = [*await _sweeps(folder, store), *await _queries(store)]
+    finally:
+        await store.close()
     return table("Measuring", ("what", "median", "worst", "more"), rows)
 
 
