@@ -11,6 +11,7 @@ from callers import INSIDE, Expectation, every
 from dflare.apps.portal import PAGES
 from dflare.kit.plan import OperationState
 from dflare.services.baremetal.contract import NodeState
+from gateway_images import EMPTY_BLOB, EMPTY_IMAGE, IMAGE_TYPE, new_repository
 from tenanted_gateway import NODE_TYPE, SITE, TenantedGateway, site_body
 
 EVERYONE = every(*INSIDE)
@@ -46,6 +47,8 @@ def gateway_expectations(gateway: TenantedGateway) -> dict[str, Expectation]:
         **_jobs(gateway),
         **_keys(gateway),
         **_volumes(gateway),
+        **_registry(gateway),
+        **_images(gateway),
         **_metrics(gateway),
         **_orchestrator(gateway),
         **_metering(gateway),
@@ -277,6 +280,72 @@ def _metrics(gateway: TenantedGateway) -> dict[str, Expectation]:
     }
 
 
+def _registry(gateway: TenantedGateway) -> dict[str, Expectation]:
+    project = {"project": gateway.home.project.id}
+    repositories = "/v1/projects/{project}/repositories"
+
+    async def pushed() -> dict[str, str]:
+        path = await new_repository(gateway)
+        return {**project, "repository": path.rpartition("/")[2], "tag": "v1"}
+
+    removed = every(*WORKERS, status=204) | denied("viewer", "auditor")
+    return {
+        "GET /v1/repositories": Expectation(EVERYONE),
+        "GET /v1/projects/{project}/registry": Expectation(IN_PROJECT, path=project),
+        f"GET {repositories}": Expectation(IN_PROJECT, path=project),
+        f"GET {repositories}/{{repository}}": Expectation(IN_PROJECT, path=pushed),
+        f"DELETE {repositories}/{{repository}}": Expectation(removed, path=pushed),
+        f"GET {repositories}/{{repository}}/tags": Expectation(IN_PROJECT, path=pushed),
+        f"DELETE {repositories}/{{repository}}/tags/{{tag}}": Expectation(removed, path=pushed),
+    }
+
+
+def _images(gateway: TenantedGateway) -> dict[str, Expectation]:
+    """What clients of images ask, in a repository with an image without bytes."""
+    empty = EMPTY_BLOB
+    blobs, uploads = "/v2/{name:path}/blobs/{digest}", "/v2/{name:path}/blobs/uploads/"
+
+    async def name() -> dict[str, str]:
+        return {"name": await new_repository(gateway)}
+
+    async def tag() -> dict[str, str]:
+        return {**await name(), "reference": "v1"}
+
+    async def blob() -> dict[str, str]:
+        return {**await name(), "digest": empty}
+
+    async def lonely() -> dict[str, str]:
+        found = await new_repository(gateway, tagged=False)
+        return {"name": found, "digest": empty}
+
+    async def upload() -> dict[str, str]:
+        found = await name()
+        begun = await gateway.ask("member", "POST", f"/v2/{found['name']}/blobs/uploads/")
+        return {**found, "upload": begun.headers["location"].rpartition("/")[2]}
+
+    def pushers(status: int) -> dict[str, int]:
+        return every(*WORKERS, status=status) | denied("viewer", "auditor")
+
+    return {
+        "GET /v2/": Expectation(EVERYONE),
+        "GET /v2/token": Expectation(EVERYONE),
+        f"POST {uploads}": Expectation(pushers(202), path=name),
+        f"GET {uploads}{{upload}}": Expectation(pushers(204), path=upload),
+        f"PATCH {uploads}{{upload}}": Expectation(pushers(202), path=upload),
+        f"PUT {uploads}{{upload}}": Expectation(pushers(201), path=upload, query={"digest": empty}),
+        f"DELETE {uploads}{{upload}}": Expectation(pushers(204), path=upload),
+        f"GET {blobs}": Expectation(IN_PROJECT, path=blob),
+        f"DELETE {blobs}": Expectation(pushers(202), path=lonely),
+        "GET /v2/{name:path}/manifests/{reference}": Expectation(IN_PROJECT, path=tag),
+        "PUT /v2/{name:path}/manifests/{reference}": Expectation(
+            pushers(201), path=tag, body=EMPTY_IMAGE, headers={"Content-Type": IMAGE_TYPE}
+        ),
+        "DELETE /v2/{name:path}/manifests/{reference}": Expectation(pushers(202), path=tag),
+        "GET /v2/{name:path}/tags/list": Expectation(IN_PROJECT, path=name),
+        "GET /v2/{name:path}/referrers/{digest}": Expectation(IN_PROJECT, path=blob),
+    }
+
+
 def _orchestrator(gateway: TenantedGateway) -> dict[str, Expectation]:
     def in_state(state: OperationState) -> Any:
         async def path() -> dict[str, str]:
@@ -349,6 +418,9 @@ def _metering(gateway: TenantedGateway) -> dict[str, Expectation]:
             IN_PROJECT, path=project, query={"month": month}
         ),
         "GET /v1/projects/{project}/usage/volumes": Expectation(
+            IN_PROJECT, path=project, query={"month": month}
+        ),
+        "GET /v1/projects/{project}/usage/registry": Expectation(
             IN_PROJECT, path=project, query={"month": month}
         ),
         "GET /v1/projects/{project}/usage/jobs": Expectation(

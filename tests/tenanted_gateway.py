@@ -49,6 +49,7 @@ from dflare.services.orchestrator.domain import allocation_event
 from dflare.services.orchestrator.sagas import SAGAS
 from dflare.services.orchestrator.tables import KIT as ORCHESTRATOR
 from dflare.services.orchestrator.tables import Allocation
+from dflare.services.registry.contract import QUOTA as REGISTRY_QUOTA
 from dflare.services.volumes.contract import QUOTA as VOLUME_QUOTA
 from dflare.services.volumes.contract import SnapshotState, VolumeState
 from dflare.services.volumes.tables import KnownSite, Snapshot, Volume
@@ -331,7 +332,7 @@ async def _declare(platform: Platform, client: httpx.AsyncClient, callers: Calle
     answer = await client.put(f"/v1/sites/{SITE}", json=site_body(document), headers=operator)
     assert answer.status_code == 202, answer.text
     for project in (callers.project, callers.other_project):
-        for what in (NODE_TYPE, VOLUME_QUOTA):
+        for what in (NODE_TYPE, VOLUME_QUOTA, REGISTRY_QUOTA):
             path = f"/v1/projects/{project.id}/quotas/{what}"
             answer = await client.put(path, json={"nodes": 100}, headers=operator)
             assert answer.status_code == 200, answer.text

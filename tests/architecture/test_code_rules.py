@@ -152,10 +152,11 @@ def test_ports_have_at_most_seven_methods_and_say_what_each_means() -> None:
 
 
 @pytest.mark.parametrize(
-    "schema", ["auth", "baremetal", "clusters", "metering", "network", "volumes"]
+    "schema", ["auth", "baremetal", "clusters", "metering", "network", "registry", "volumes"]
 )
 def test_no_sql_of_a_service_names_the_schema_of_another(schema: str) -> None:
     others = {"auth", "baremetal", "clusters", "metering", "network", "orchestrator", "volumes"}
+    others |= {"registry"}
     others -= {schema}
     reach = re.compile(
         rf"\b(?:FROM|JOIN|INTO|UPDATE)\s+({'|'.join(sorted(others))})\.", re.IGNORECASE

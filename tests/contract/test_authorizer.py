@@ -16,6 +16,7 @@ from dflare.services.auth.domain import scope_of
 from dflare.services.auth.service import SYSTEM, NewUser
 
 EVERY_ACTION = {
+    "alert": "list read",
     "allocation": "list read",
     "audit": "list read",
     "cluster": "create delete list read update",
@@ -23,6 +24,7 @@ EVERY_ACTION = {
     "event": "list read",
     "image": "list read",
     "invoice": "list read",
+    "metric": "read",
     "network": "list read",
     "node": "cordon list quarantine read reboot reimage rescue",
     "node_type": "list read",
@@ -31,6 +33,7 @@ EVERY_ACTION = {
     "pool": "list read",
     "project": "create delete list read update",
     "quota": "list read set",
+    "repository": "delete list push read",
     "reservation": "create delete list read",
     "role_binding": "create delete list read",
     "service_account": "create delete issue_token list read update",
@@ -47,6 +50,7 @@ EVERY_ACTION = {
 VIEWED = {
     f"{kind}:{verb}"
     for kind in [
+        "alert",
         "allocation",
         "cluster",
         "event",
@@ -56,19 +60,21 @@ VIEWED = {
         "operation",
         "project",
         "quota",
+        "repository",
         "reservation",
         "ssh_key",
         "usage",
         "volume",
     ]
     for verb in ("list", "read")
-}
+} | {"metric:read"}
 CATALOG = {"site:list", "image:list", "image:read", "node_type:list", "node_type:read"}
 WORKED = {
     *(f"cluster:{verb}" for verb in ("create", "update", "delete")),
     *(f"ssh_key:{verb}" for verb in ("create", "update", "delete")),
     *(f"user_data:{verb}" for verb in ("list", "read", "create", "update", "delete")),
     *(f"volume:{verb}" for verb in ("create", "update", "delete")),
+    *(f"repository:{verb}" for verb in ("push", "delete")),
     *(f"node:{verb}" for verb in ("reboot", "rescue", "reimage")),
     "operation:cancel",
     "operation:retry",
