@@ -25,18 +25,35 @@ BENCH ?=
 
 export UV_SYSTEM_CERTS := 1
 
-.PHONY: help up down test test-lab test-long test-chaos check format bench clean $(VENV)
+# What the portal is built from, and what says that it was.
+PORTAL := portal/dist/.stamp
+PORTAL_SOURCES := $(shell find portal \( -name node_modules -o -name dist -o -name __pycache__ \) \
+	-prune -o -type f -print)
+
+.PHONY: help up down portal portal-api portal-if-possible test test-lab test-long test-chaos check \
+	format bench clean $(VENV)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-up: $(STAMP) ## start everything and return when it is healthy
+up: $(STAMP) portal-if-possible ## start everything and return when it is healthy
 	@$(BIN)/dflare up $(UP)
 
 down: $(STAMP) ## stop everything
 	@$(BIN)/dflare down
 
-test: $(STAMP) ## run the tests
+portal: $(PORTAL) ## build the portal, with Node of this machine or of a Python package
+
+portal-api: $(STAMP) ## write the portal's types anew from the API's document
+	@$(BIN)/python tests/openapi_document.py >portal/openapi.json.new
+	@mv portal/openapi.json.new portal/openapi.json
+	@$(BIN)/python portal/build.py --api
+
+portal-if-possible: $(STAMP)
+	@$(MAKE) -s --no-print-directory portal || \
+		echo "Everything else works without the portal; make portal tries again." >&2
+
+test: $(STAMP) portal-if-possible ## run the tests
 	@$(BIN)/pytest -m "not lab and not long and not chaos" $(XDIST) $(T)
 
 test-lab: $(STAMP) ## run the tests that need real parts
@@ -64,8 +81,13 @@ format: $(STAMP) ## format the code and repair what the linter can
 bench: $(STAMP) ## measure; prints the tables of bench/
 	@$(BIN)/python -m bench $(BENCH)
 
+$(PORTAL): $(PORTAL_SOURCES) | $(STAMP)
+	@$(BIN)/python portal/build.py
+	@touch $@
+
 clean: ## remove caches, build outputs and the environment; data stays (dflare down --purge)
 	@rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	@rm -rf portal/dist portal/node_modules
 	@find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(VENV): $(STAMP)

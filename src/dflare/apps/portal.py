@@ -33,12 +33,18 @@ _BUILT: Final = (
 _FILE_NAME: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.[a-z0-9]+")
 _ENCODINGS: Final = (("br", ".br"), ("gzip", ".gz"))
 _FOR_EVER: Final = "public, max-age=31536000, immutable"
+_LIBRARY_STYLES: Final = (
+    "'sha256-38RhXrc7EdReTKsOm23ZPOCUgniTUUcjky8QOOrQx6o=' "
+    "'sha256-gYiS/BvZvRcK27JIXTuwhZ3hs2+VJ1X+2gUlE+farlg='"
+)
+"""Two rules of React Aria, about touch, which it writes into the page; known by their digests."""
+
 _HEADERS: Final = {
     "Content-Security-Policy": "; ".join(
         (
             "default-src 'none'",
             "script-src 'self'",
-            "style-src 'self'",
+            f"style-src 'self' {_LIBRARY_STYLES}",
             "font-src 'self'",
             "img-src 'self' data:",
             "connect-src 'self'",
