@@ -345,7 +345,8 @@ def _add_lists(routes: APIRouter, parts: RegistryParts) -> None:
         limit = MAX_TAGS if asked is None else min(int(asked), MAX_TAGS)
         last = query.get("last", "")[:128].replace("\x00", "")
         found = await parts.manifests.tag_names(place, last, limit + 1)
-        tags, headers = list(found[:limit]), {}
+        tags = list(found[:limit])
+        headers: dict[str, str] = {}
         if len(found) > limit and tags:
             arguments = {"n": str(limit), "last": tags[-1]}
             headers["Link"] = _next(request, arguments)
