@@ -289,7 +289,8 @@ class PlatformHandle:
 
     async def cluster(self, tenant: Tenant, name: str) -> dict[str, Any]:
         """A cluster as its tenant sees it."""
-        return ok(await tenant.http.get(f"/v1/projects/{tenant.project_id}/clusters/{name}"))
+        path = f"/v1/projects/{tenant.project_id}/clusters/{name}"
+        return await self.repeated(tenant.http, "GET", path, None)
 
     async def usage(self, tenant: Tenant, month: str) -> list[dict[str, Any]]:
         """The ledger of a month."""
