@@ -25,17 +25,18 @@ export function SiteMap({ nodes, kind, search, selected, onSelect }: Props) {
   const palette = usePalette(frame);
   const layout = useMemo(() => layOut(nodes, width, height), [nodes, width, height]);
   const focused = layout.cells.find((cell) => cell.node.id === focusedId) ?? null;
+  const chosen = layout.cells.find((cell) => cell.node.id === selected) ?? null;
 
   useLayoutEffect(() => {
     if (!canvas.current || !palette) return;
     const wanted = search.trim().toLowerCase();
-    draw(canvas.current, layout, palette, {
-      focused,
-      selected,
-      stands: ({ node }) =>
-        (kind === null || kindOf(node) === kind) && (!wanted || matches(node, wanted)),
-    });
-  }, [layout, palette, focused, selected, kind, search]);
+    draw(
+      canvas.current,
+      layout,
+      palette,
+      ({ node }) => (kind === null || kindOf(node) === kind) && (!wanted || matches(node, wanted)),
+    );
+  }, [layout, palette, kind, search]);
 
   function onKeyDown(event: KeyboardEvent): void {
     if (event.key === "Enter" || event.key === " ") {
@@ -78,6 +79,8 @@ export function SiteMap({ nodes, kind, search, selected, onSelect }: Props) {
         onBlur={() => setFocusedId(null)}
       >
         <canvas ref={canvas} aria-hidden="true" />
+        {chosen && <Ring cell={chosen} pitch={layout.pitch} />}
+        {focused && focused !== chosen && <Ring cell={focused} pitch={layout.pitch} />}
         {focused && <Tip cell={focused} pitch={layout.pitch} width={layout.width} />}
       </div>
       <p id="map-help" className="visually-hidden">
@@ -88,6 +91,12 @@ export function SiteMap({ nodes, kind, search, selected, onSelect }: Props) {
       </p>
     </div>
   );
+}
+
+/** Around a node; apart from the canvas, so that pointing draws nothing anew. */
+function Ring({ cell, pitch }: { cell: Cell; pitch: number }) {
+  const place = { left: cell.x - 1, top: cell.y - 1, width: pitch + 2, height: pitch + 2 };
+  return <div className="map-ring" style={place} />;
 }
 
 function Tip({ cell, pitch, width }: { cell: Cell; pitch: number; width: number }) {

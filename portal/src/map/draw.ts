@@ -5,18 +5,13 @@ import type { Cell, MapLayout } from "./layout";
 
 export interface Palette {
   label: string;
-  focus: string;
   onFill: string;
   kinds: Record<Kind, string>;
   fonts: { label: string; letter: string };
 }
 
-export interface Look {
-  focused: Cell | null;
-  selected: string | null;
-  /** Whether a node stands out; the others fade. */
-  stands: (cell: Cell) => boolean;
-}
+/** Whether a node stands out; the others fade. */
+export type Stands = (cell: Cell) => boolean;
 
 /** The colours as the page's style has them now. */
 export function paletteOf(element: HTMLElement): Palette {
@@ -29,7 +24,6 @@ export function paletteOf(element: HTMLElement): Palette {
   };
   const palette: Palette = {
     label: colour("--soft"),
-    focus: colour("--ink"),
     onFill: colour("--map-on-fill"),
     kinds: {
       free: colour("--map-free"),
@@ -44,7 +38,12 @@ export function paletteOf(element: HTMLElement): Palette {
   return palette;
 }
 
-export function draw(canvas: HTMLCanvasElement, layout: MapLayout, palette: Palette, look: Look): void {
+export function draw(
+  canvas: HTMLCanvasElement,
+  layout: MapLayout,
+  palette: Palette,
+  stands: Stands,
+): void {
   const ratio = window.devicePixelRatio || 1;
   canvas.width = Math.round(layout.width * ratio);
   canvas.height = Math.round(layout.height * ratio);
@@ -57,7 +56,10 @@ export function draw(canvas: HTMLCanvasElement, layout: MapLayout, palette: Pale
   context.font = palette.fonts.label;
   context.fillStyle = palette.label;
   for (const rack of layout.racks) context.fillText(rack.label, rack.x + 1, rack.y + 7, rack.width);
-  for (const cell of layout.cells) drawCell(context, cell, layout.pitch, palette, look);
+  for (const cell of layout.cells) {
+    context.globalAlpha = stands(cell) ? 1 : 0.16;
+    drawCell(context, cell, layout.pitch, palette);
+  }
 }
 
 function drawCell(
@@ -65,13 +67,11 @@ function drawCell(
   cell: Cell,
   pitch: number,
   palette: Palette,
-  look: Look,
 ): void {
   const kind = kindOf(cell.node);
   const inset = pitch > 20 ? 2 : 1.5;
   const edge = pitch - 2 * inset;
   const [x, y] = [cell.x + inset, cell.y + inset];
-  context.globalAlpha = look.stands(cell) ? 1 : 0.16;
   shape(context, kind, x, y, edge, palette.kinds[kind]);
   const letter = letterOf(cell.node);
   if (letter && pitch >= 12) {
@@ -80,14 +80,6 @@ function drawCell(
     context.fillStyle = kind === "off" ? palette.kinds.off : palette.onFill;
     context.fillText(letter, x + edge / 2, y + edge / 2 + 0.5);
     context.textAlign = "start";
-  }
-  context.globalAlpha = 1;
-  if (cell.node.id === look.focused?.node.id || cell.node.id === look.selected) {
-    context.strokeStyle = palette.focus;
-    context.lineWidth = 2;
-    context.beginPath();
-    context.roundRect(cell.x, cell.y, pitch, pitch, 4);
-    context.stroke();
   }
 }
 

@@ -43,6 +43,5 @@ export function kindOf(node: Node): Kind {
 }
 
 export function letterOf(node: Node): string {
-  if (node.state === "available" && node.cordoned) return "K";
   return LETTERS[node.state] ?? "";
 }

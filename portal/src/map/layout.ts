@@ -25,8 +25,8 @@ export interface MapLayout {
   height: number;
 }
 
-/** Nodes stand in columns of eight: a rack of eight is one column, one of 32 is four. */
-const TALL = 8;
+/** How many nodes stand in a column: as in a rack where there is room, lower where there is none. */
+const TALLS = [8, 4];
 const LABEL_HEIGHT = 18;
 const GAP = 10;
 const ROW_GAP = 14;
@@ -43,8 +43,10 @@ export function layOut(nodes: readonly Node[], width: number, height: number): M
   const prefix = sharedPrefix(racks.map((rack) => rack.name));
   let layout: MapLayout | null = null;
   for (const pitch of PITCHES) {
-    layout = placed(racks, prefix, width, pitch);
-    if (layout.height <= height) return layout;
+    for (const tall of TALLS) {
+      layout = placed(racks, prefix, width, pitch, tall);
+      if (layout.height <= height) return layout;
+    }
   }
   return layout ?? { cells: [], racks: [], pitch: 0, width, height: 0 };
 }
@@ -54,15 +56,16 @@ function placed(
   prefix: number,
   width: number,
   pitch: number,
+  tallest: number,
 ): MapLayout {
   const cells: Cell[] = [];
   const boxes: RackBox[] = [];
-  const tall = Math.min(TALL, Math.max(1, ...racks.map((rack) => rack.nodes.length)));
+  const tall = Math.min(tallest, Math.max(1, ...racks.map((rack) => rack.nodes.length)));
   const lineHeight = LABEL_HEIGHT + tall * pitch + ROW_GAP;
   let x = 0;
   let y = 0;
   for (const { name, nodes } of racks) {
-    const columns = Math.ceil(nodes.length / TALL);
+    const columns = Math.ceil(nodes.length / tall);
     const boxWidth = Math.max(columns * pitch, NARROWEST);
     if (x > 0 && x + boxWidth > width) {
       x = 0;
@@ -73,8 +76,8 @@ function placed(
       cells.push({
         node,
         rack: name,
-        x: x + Math.floor(index / TALL) * pitch,
-        y: y + LABEL_HEIGHT + (index % TALL) * pitch,
+        x: x + Math.floor(index / tall) * pitch,
+        y: y + LABEL_HEIGHT + (index % tall) * pitch,
       });
     });
     x += boxWidth + GAP;
