@@ -167,7 +167,7 @@ async def push(process: Process, store: SeriesStore, say: Callable[[], Iterator[
     instance = f"{socket.gethostname()}/{os.getpid()}"
     while True:
         await asyncio.sleep(PUSH_EVERY_S)
-        await _write(store, list(say()), {"instance": instance, "process": process.name})
+        await _write(process, store, list(say()), {"instance": instance, "process": process.name})
 
 
 async def push_platform(platform: Platform) -> None:
@@ -179,13 +179,15 @@ async def push_platform(platform: Platform) -> None:
         await asyncio.sleep(PUSH_EVERY_S)
         try:
             if await lease.take():
-                await _write(platform.series, await numbers.lines(), {})
+                await _write(platform.process, platform.series, await numbers.lines(), {})
         except Exception as error:
             log.warning("own_numbers_not_read", error=repr(error)[:300])
 
 
-async def _write(store: SeriesStore, lines: Sequence[str], labels: dict[str, Any]) -> None:
-    at_ms = round(time.time() * 1000)
+async def _write(
+    process: Process, store: SeriesStore, lines: Sequence[str], labels: dict[str, Any]
+) -> None:
+    at_ms = round(process.clock.now().timestamp() * 1000)
     more = "".join(f',{key}="{value}"' for key, value in labels.items())
     timed = [f"{with_labels(line, more)} {at_ms}" for line in lines]
     try:
