@@ -48,7 +48,6 @@ def run() -> None:
 
 
 async def _compare(folder: Path) -> None:
-    layout = write_layout(folder / "image", LAYERS, LAYER_MIB * 2**20)
     taken: dict[tuple[str, str], list[float]] = {}
     with docker_registry(folder) as port:
         async with running_platform(PlatformWish(nodes=1, every_store=True)) as platform:
@@ -58,12 +57,15 @@ async def _compare(folder: Path) -> None:
                 "docker-registry": (f"127.0.0.1:{port}/image", ""),
             }
             for turn in range(ROUNDS):
+                # Layers of its own: those of an earlier turn would be mounted instead of sent.
+                layout = write_layout(folder / f"image-{turn}", LAYERS, LAYER_MIB * 2**20)
                 for name, (place, login) in places.items():
                     times = await asyncio.to_thread(
                         _push_and_pull, folder / "back", layout, f"{place}-{turn}:v1", login
                     )
                     for what, took_s in times.items():
                         taken.setdefault((what, name), []).append(took_s)
+                shutil.rmtree(layout)
     print(_table(taken))
 
 

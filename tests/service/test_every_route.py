@@ -54,6 +54,7 @@ def foreign_words(gateway: TenantedGateway, caller: str, answer: httpx.Response)
                 yield f"tells {word} of {tenant.project.organization_name}"
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.requirement("SEC04")
 async def test_every_route_of_the_gateway_answers_every_kind_of_caller_as_the_table_says(
     gateway: TenantedGateway,
