@@ -4,10 +4,12 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.applications import Starlette
 
 from dflare.drivers.bmc.port import (
@@ -175,6 +177,35 @@ async def test_a_node_is_heard_once_a_second_and_a_megabyte_at_most(
     assert await send(agent, token, SAID) == 429
     other = agent_token(sealer, "node_n1", "clu_proj_red")
     assert await send(agent, other, b"x" * ((1 << 20) + 1)) == 413
+
+
+async def test_a_crowd_of_nodes_takes_one_connection_of_the_processs_at_a_time(
+    world: World, agent: httpx.AsyncClient, sealer: Sealer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"crowd-{number}" for number in range(40)]
+    await world.declare(*names)
+    for name in names[::2]:
+        await world.hand_over(name, RED, since=NOW - HOUR)
+    world.ingest._nodes_at = float("-inf")
+    held, most = 0, 0
+    reading = world.database.reading
+
+    @asynccontextmanager
+    async def counted(schema: str) -> AsyncIterator[AsyncSession]:
+        nonlocal held, most
+        held += 1
+        most = max(most, held)
+        try:
+            async with reading(schema) as session:
+                yield session
+        finally:
+            held -= 1
+
+    monkeypatch.setattr(world.database, "reading", counted)
+    tokens = [agent_token(sealer, f"node_{name}", "clu_proj_red") for name in names]
+    answers = await asyncio.gather(*(send(agent, token, SAID) for token in tokens))
+    assert answers == [204, 425] * 20
+    assert most == 1
 
 
 class Sensors:

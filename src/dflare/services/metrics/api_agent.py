@@ -120,25 +120,31 @@ class MeasurementsApi:
         if now - self._heard_at.get(node_id, float("-inf")) < LEAST_PAUSE_S:
             return Response(status_code=429, headers={"Retry-After": "1"})
         self._heard_at[node_id] = now
-        if now - self._owners_at > OWNERS_FOR_S:
-            self._owners, self._owners_at = await self._live(), now
-        owner = self._owners.get(node_id)
+        owner = (await self._live()).get(node_id)
         if owner is not None and owner.cluster_id == cluster_id:
             return None
         database = self.ingest.database
-        async with database.reading(SCHEMA) as session:
+        async with self.ingest.looking, database.reading(SCHEMA) as session:
             had = await repository.tenancies(session, _SCOPE, _EVER, [node_id])
         mine = [one for one in had.get(node_id, []) if one.cluster_id == cluster_id]
         if owner is not None or any(one.had_to is not None for one in mine):
             return Response(status_code=401, headers={"WWW-Authenticate": "Bearer"})
         return Response(status_code=425, headers={"Retry-After": "5"})
 
-    async def _live(self) -> dict[str, Had]:
+    async def _live(self) -> Mapping[str, Had]:
         """Who has which node now."""
-        now = self.ingest.clock.now()
-        async with self.ingest.database.reading(SCHEMA) as session:
-            had = await repository.tenancies(session, _SCOPE, now)
-        return {node_id: ones[-1] for node_id, ones in had.items() if ones[-1].had_to is None}
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._owners_at <= OWNERS_FOR_S:
+            return self._owners
+        async with self.ingest.looking:
+            if loop.time() - self._owners_at > OWNERS_FOR_S:
+                now = self.ingest.clock.now()
+                async with self.ingest.database.reading(SCHEMA) as session:
+                    had = await repository.tenancies(session, _SCOPE, now)
+                live = {node: ones[-1] for node, ones in had.items()}
+                self._owners = {node: one for node, one in live.items() if one.had_to is None}
+                self._owners_at = loop.time()
+        return self._owners
 
 
 _EVER = datetime.fromisoformat("1970-01-01T00:00:00+00:00")

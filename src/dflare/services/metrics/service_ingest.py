@@ -52,6 +52,9 @@ class Ingest:
     clock: Clock
     settings: MetricsSettings
     lost: int = 0
+    looking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while measurements look into the database: a thousand nodes that send at once would take
+    every connection from those who act on devices in the same process."""
     _waiting: list[Measured] = field(default_factory=list[Measured])
     _count: int = 0
     _nodes: Mapping[str, NodeFacts] = field(default_factory=dict[str, NodeFacts])
@@ -98,11 +101,15 @@ class Ingest:
         return owner_at(found.get(node_id, []), now)
 
     async def _known(self) -> Mapping[str, NodeFacts]:
-        now = asyncio.get_running_loop().time()
-        if now - self._nodes_at > NODES_FOR_S:
-            async with self.database.reading(SCHEMA) as session:
-                self._nodes = await repository.nodes(session, _SCOPE)
-            self._nodes_at = now
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._nodes_at <= NODES_FOR_S:
+            return self._nodes
+        async with self.looking:
+            # Whoever waited finds what another one has read meanwhile.
+            if loop.time() - self._nodes_at > NODES_FOR_S:
+                async with self.database.reading(SCHEMA) as session:
+                    self._nodes = await repository.nodes(session, _SCOPE)
+                self._nodes_at = loop.time()
         return self._nodes
 
     async def _lines(self, taken: Sequence[Measured]) -> list[str]:
