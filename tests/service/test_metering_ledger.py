@@ -273,6 +273,7 @@ def test_the_read_models_are_those_that_the_contract_names() -> None:
     assert {kind for one in projections() for kind in one.types} == {
         "allocation.changed",
         "job.changed",
+        "registry.usage",
         "site.declared",
         "volume.usage_changed",
     }
