@@ -5,8 +5,6 @@ relay has not emptied, read models that are behind, Temporal's queues, operation
 """
 
 import asyncio
-import os
-import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +20,7 @@ from dflare.apps.process import Process
 from dflare.apps.wiring import SCHEMAS, Platform
 from dflare.kit import feed_tables
 from dflare.kit.errors import ProblemError
-from dflare.kit.ids import new_id
-from dflare.kit.lease import Lease
+from dflare.kit.lease import Lease, new_holder, process_name
 from dflare.kit.loop_lag import LoopLag
 from dflare.kit.meters import Meters, histogram_lines, sample_line
 from dflare.kit.series import SeriesStore
@@ -164,7 +161,7 @@ def own_lines(meters: Meters, lag: LoopLag | None) -> Iterator[str]:
 
 async def push(process: Process, store: SeriesStore, say: Callable[[], Iterator[str]]) -> None:
     """Keep this process's numbers in the store, again and again until cancelled."""
-    instance = f"{socket.gethostname()}/{os.getpid()}"
+    instance = process_name()
     while True:
         await asyncio.sleep(PUSH_EVERY_S)
         await _write(process, store, list(say()), {"instance": instance, "process": process.name})
@@ -173,7 +170,7 @@ async def push(process: Process, store: SeriesStore, say: Callable[[], Iterator[
 async def push_platform(platform: Platform) -> None:
     """Keep the platform's numbers in the store; one process does it, by a lease."""
     numbers = PlatformNumbers(platform)
-    holder = f"{socket.gethostname()}/{os.getpid()}/{new_id('numbers')}"
+    holder = new_holder("numbers")
     lease = Lease(platform.database, "metrics/platform", holder, 3 * PUSH_EVERY_S)
     while True:
         await asyncio.sleep(PUSH_EVERY_S)

@@ -5,8 +5,6 @@ that it does harms if two were active for a moment.
 """
 
 import asyncio
-import os
-import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,8 +16,7 @@ from dflare.apps.deployables import SERVICES
 from dflare.apps.process import Process, run_process
 from dflare.kit.db import Database
 from dflare.kit.feed import COPY_BATCH, copy_events
-from dflare.kit.ids import new_id
-from dflare.kit.lease import Lease
+from dflare.kit.lease import Lease, new_holder
 from dflare.kit.plan import RESTING_STATES
 from dflare.kit.retention import Retention
 from dflare.kit.settings import Settings
@@ -169,7 +166,7 @@ async def serve(process: Process) -> None:
     settings = RelaySettings.read()
     # The kit's tables alone are needed, not the services: the relay stays small.
     schemas = {name: kit_tables(service_metadata(name)) for name in SERVICES}
-    holder = f"{socket.gethostname()}/{os.getpid()}/{new_id('relay')}"
+    holder = new_holder("relay")
     relay = Relay(
         database=process.database,
         lease=Lease(process.database, LEASE, holder, settings.lease_s),

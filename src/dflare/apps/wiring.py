@@ -4,8 +4,6 @@ A process builds one ``Platform`` and takes from it what its kind serves. Everyt
 first use, so that a gateway never constructs a device client.
 """
 
-import os
-import socket
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +25,7 @@ from dflare.drivers.volumes.local import LocalVolumes
 from dflare.drivers.volumes.port import VolumeDriver
 from dflare.kit.db import Database
 from dflare.kit.feed import Projection
-from dflare.kit.ids import new_id
+from dflare.kit.lease import new_holder, process_name
 from dflare.kit.operation_activities import OperationActivities
 from dflare.kit.series import SeriesStore
 from dflare.kit.steps import CutHook, Step, StepRunner
@@ -235,7 +233,7 @@ class Platform:
                 "ufm": InfinibandFabric(UfmManager(rest)),
             },
             signals=self.signals,
-            holder=f"{socket.gethostname()}/{os.getpid()}",
+            holder=process_name(),
         )
 
     @cached_property
@@ -268,7 +266,7 @@ class Platform:
             settings=self.volumes_settings,
             drivers=self.volume_driver,
             signals=self.volume_signals,
-            holder=f"{socket.gethostname()}/{os.getpid()}/{new_id('volumes')}",
+            holder=new_holder("volumes"),
         )
 
     @cached_property
@@ -415,7 +413,7 @@ class Platform:
     def registry_reconciler(self) -> RegistryReconciler:
         """What collects blobs that nobody needs, and measures what projects hold."""
         process, settings = self.process, RegistrySettings.read()
-        holder = f"{socket.gethostname()}/{os.getpid()}/{new_id('registry')}"
+        holder = new_holder("registry")
         return RegistryReconciler(
             process.database, process.clock, process.objects, settings, holder
         )
@@ -464,7 +462,7 @@ class Platform:
 
     def job_reconciler(self) -> JobReconciler:
         """What submits and follows the jobs of clusters."""
-        holder = f"{socket.gethostname()}/{os.getpid()}/{new_id('jobs')}"
+        holder = new_holder("jobs")
         return JobReconciler(self.database, self.process.clock, self.scheduler_hosts, holder)
 
     async def close_clients(self) -> None:

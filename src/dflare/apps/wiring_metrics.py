@@ -1,7 +1,5 @@
 """Joins what is measured to its store: for ``wiring``, whose size it spares."""
 
-import os
-import socket
 from collections.abc import Coroutine
 from typing import Any
 
@@ -9,8 +7,7 @@ from starlette.routing import Route
 
 from dflare.apps.process import Process
 from dflare.drivers.bmc.port import BmcSensors
-from dflare.kit.ids import new_id
-from dflare.kit.lease import Lease
+from dflare.kit.lease import Lease, new_holder
 from dflare.services.baremetal.bmc_directory import Bmcs
 from dflare.services.metrics.api_agent import MeasurementsApi
 from dflare.services.metrics.reconciler import LEASE, BmcCollector
@@ -25,7 +22,7 @@ def site_tasks(
     """What reads sensors and writes measurements at a site; nothing where nobody keeps them."""
     if not ingest.store.present:
         return []
-    holder = f"{socket.gethostname()}/{os.getpid()}/{new_id('sensors')}"
+    holder = new_holder("sensors")
     collector = BmcCollector(
         Bmcs(process.database, process.sealer),
         bmc,
@@ -38,7 +35,7 @@ def site_tasks(
 
 def central_tasks(parts: Ingest) -> list[tuple[str, Coroutine[Any, Any, None]]]:
     """What looks for alerts."""
-    holder = f"{socket.gethostname()}/{os.getpid()}/{new_id('alerts')}"
+    holder = new_holder("alerts")
     lease = Lease(parts.database, ALERTS_LEASE, holder, parts.settings.lease_s)
     alerts = AlertReconciler(parts.database, parts.store, parts.clock, parts.settings, lease)
     return [("alerts", alerts.run())]

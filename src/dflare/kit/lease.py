@@ -3,11 +3,24 @@
 The database's clock decides, so that the processes' own clocks need not agree.
 """
 
+import os
+import socket
 from dataclasses import dataclass
 
 from sqlalchemy import text
 
 from dflare.kit.db import Database
+from dflare.kit.ids import new_id
+
+
+def process_name() -> str:
+    """This process as a person finds it: its machine and its number there."""
+    return f"{socket.gethostname()}/{os.getpid()}"
+
+
+def new_holder(kind: str) -> str:
+    """A holder of leases that no other one is: two of a process are told apart too."""
+    return f"{process_name()}/{new_id(kind)}"
 
 
 @dataclass(frozen=True)

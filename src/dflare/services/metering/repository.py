@@ -1,6 +1,7 @@
 """Queries of schema ``metering``; each starts from the caller's scope."""
 
 from datetime import datetime
+from typing import TypeVar
 
 from sqlalchemy import ColumnElement, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -16,6 +17,8 @@ from dflare.services.metering.tables import (
     VolumeEntry,
     VolumePrice,
 )
+
+HeldT = TypeVar("HeldT", VolumeEntry, RegistryEntry)
 
 
 async def ledger(
@@ -45,8 +48,9 @@ async def ledger(
     return list((await session.scalars(query)).all())
 
 
-async def volumes(
+async def intervals(
     session: AsyncSession,
+    entry: type[HeldT],
     scope: Scope,
     project_id: str,
     start: datetime,
@@ -54,42 +58,18 @@ async def volumes(
     *,
     after: str | None = None,
     limit: int | None = None,
-) -> list[VolumeEntry]:
-    """Intervals of a project's volumes that touch the period, in order of their ids: all of them,
-    or a page behind the interval ``after``."""
-    table = VolumeEntry.__table__.c
-    query = select(VolumeEntry).where(
+) -> list[HeldT]:
+    """Intervals of what a project's volumes or repositories held that touch the period, in order of
+    their ids: all of them, or a page behind the interval ``after``."""
+    table = entry.__table__.c
+    query = select(entry).where(
         scope.where(table.organization_id, table.project_id),
-        VolumeEntry.project_id == project_id,
-        _touches(VolumeEntry, start, end),
+        entry.project_id == project_id,
+        _touches(entry, start, end),
     )
     if after is not None:
-        query = query.where(VolumeEntry.interval_id > after)
-    query = query.order_by(VolumeEntry.interval_id).limit(limit)
-    return list((await session.scalars(query)).all())
-
-
-async def registry(
-    session: AsyncSession,
-    scope: Scope,
-    project_id: str,
-    start: datetime,
-    end: datetime,
-    *,
-    after: str | None,
-    limit: int,
-) -> list[RegistryEntry]:
-    """A page of intervals of what a project's repositories held that touch the period, in order of
-    their ids behind the interval ``after``."""
-    table = RegistryEntry.__table__.c
-    query = select(RegistryEntry).where(
-        scope.where(table.organization_id, table.project_id),
-        RegistryEntry.project_id == project_id,
-        _touches(RegistryEntry, start, end),
-    )
-    if after is not None:
-        query = query.where(RegistryEntry.interval_id > after)
-    query = query.order_by(RegistryEntry.interval_id).limit(limit)
+        query = query.where(entry.interval_id > after)
+    query = query.order_by(entry.interval_id).limit(limit)
     return list((await session.scalars(query)).all())
 
 

@@ -81,7 +81,9 @@ class MeteringService:
         scope = self.authorizer.scope(principal)
         async with self.database.reading(SCHEMA) as session:
             entries = await repository.ledger(session, scope, project.id, start, end)
-            volumes = await repository.volumes(session, scope, project.id, start, end)
+            volumes = await repository.intervals(
+                session, VolumeEntry, scope, project.id, start, end
+            )
             jobs = await repository.jobs(session, scope, project.id, start, end)
             prices = await repository.prices(session)
             volume_prices = await repository.volume_prices(session)
@@ -128,15 +130,7 @@ class MeteringService:
             InvalidMonthError: the month is malformed.
             ForbiddenError: the caller may not read the project's usage.
         """
-        await self._may(principal, "usage:read", "usage", project)
-        start, end = month_bounds(month)
-        scope = self.authorizer.scope(principal)
-        async with self.database.reading(SCHEMA) as session:
-            rows = await repository.volumes(
-                session, scope, project.id, start, end, after=after, limit=limit + 1
-            )
-        shown, last = cut(rows, limit)
-        return list(shown), last.interval_id if last else None
+        return await self._intervals(VolumeEntry, principal, project, month, after, limit)
 
     async def registry_usage(
         self, principal: Principal, project: ProjectRef, month: str, after: str | None, limit: int
@@ -148,12 +142,23 @@ class MeteringService:
             InvalidMonthError: the month is malformed.
             ForbiddenError: the caller may not read the project's usage.
         """
+        return await self._intervals(RegistryEntry, principal, project, month, after, limit)
+
+    async def _intervals(
+        self,
+        entry: type[repository.HeldT],
+        principal: Principal,
+        project: ProjectRef,
+        month: str,
+        after: str | None,
+        limit: int,
+    ) -> tuple[list[repository.HeldT], str | None]:
         await self._may(principal, "usage:read", "usage", project)
         start, end = month_bounds(month)
         scope = self.authorizer.scope(principal)
         async with self.database.reading(SCHEMA) as session:
-            rows = await repository.registry(
-                session, scope, project.id, start, end, after=after, limit=limit + 1
+            rows = await repository.intervals(
+                session, entry, scope, project.id, start, end, after=after, limit=limit + 1
             )
         shown, last = cut(rows, limit)
         return list(shown), last.interval_id if last else None
