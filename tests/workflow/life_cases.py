@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from real_cases import CLEAN, Scenario, look
-from real_platform import DEADLINE_S, ORDERED, Lane, RealPlatform
-from sagakit import RECOVERED, Disturbance, first_round, parted
+from real_platform import ORDERED, Lane, RealPlatform
+from sagakit import RECOVERED, Disturbance, first_round, parted, rounds
 from sqlalchemy import func, select
 
 from baremetal_site import OPERATOR, AllowAll
@@ -25,7 +25,6 @@ from dflare.services.clusters.domain_scheduler import slot_name
 from dflare.services.clusters.service_life import LifeService, ScaleOrder
 from dflare.services.clusters.tables import KIT as CLUSTERS
 from dflare.services.clusters.tables import Drain, Member, NodePool
-from dflare.services.network.tables import Network, PoolValue
 from dflare.services.orchestrator.sagas import SAGAS
 
 ADDED = 2
@@ -56,19 +55,10 @@ def commit_of(saga: str) -> int:
 def scenarios(saga: str) -> Iterator[Scenario]:
     """Rounds of cuts, repeats and errors at every step, and at every undo of one that fails at its
     commit step; each step failed for all of its targets, and each that replaces them for one."""
-    plan, kinds, commit = PLANS[saga], len(RECOVERED), commit_of(saga)
+    plan, commit = PLANS[saga], commit_of(saga)
     undos = [(i, step.undo) for i, step in enumerate(plan.steps[: commit + 1]) if step.undo]
-    for shift in range(kinds):
-        forward = tuple(
-            Disturbance(RECOVERED[(i + shift) % kinds], i, step.name)
-            for i, step in enumerate(plan.steps)
-        )
-        yield Scenario(saga, f"round {shift + 1}", forward)
-        backward = tuple(
-            Disturbance(RECOVERED[(i + shift) % kinds], i, undo, undoing=True, fail_at=commit)
-            for i, undo in undos
-        )
-        yield Scenario(saga, f"undo round {shift + 1}", backward)
+    for name, disturbances in rounds(plan, undos, commit):
+        yield Scenario(saga, name, disturbances)
     for i, step in enumerate(plan.steps):
         for kind in ("fail_all", "fail_one"):
             if kind == "fail_all" or step.replaceable or step.quarantine:
@@ -220,17 +210,7 @@ class LifeCases:
 
     async def _settled(self, cluster_id: str) -> None:
         await self.platform.until_told()
-
-        async def drained() -> bool:
-            async with self.platform.database.transaction("network") as session:
-                query = (
-                    select(PoolValue.value)
-                    .join(Network, Network.id == PoolValue.network_id)
-                    .where(Network.cluster_id == cluster_id, PoolValue.state == "draining")
-                )
-                return (await session.execute(query.limit(1))).first() is None
-
-        assert await self.platform.until(drained, DEADLINE_S)
+        assert await self.platform.until_drained(cluster_id)
 
     async def _clean(self, lane: Lane) -> None:
         async with self.platform.database.transaction("baremetal") as session:

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from real_platform import DEADLINE_S, ORDERED, Lane, RealPlatform
-from sagakit import FAILED, RECOVERED, Disturbance, Final, Saboteur, check_final
+from real_platform import ORDERED, Lane, RealPlatform
+from sagakit import FAILED, Disturbance, Final, Saboteur, check_final, rounds
 from sqlalchemy import select
 
 from baremetal_site import KEYS
@@ -58,22 +58,8 @@ def in_rounds(saga: str) -> Iterator[Scenario]:
     """Every cut, repeat and error at every step, and at every undo of an order that fails where it
     would be handed over."""
     plan = _EVERY_PLAN[saga]
-    kinds = len(RECOVERED)
-    for shift in range(kinds):
-        steps = tuple(
-            Disturbance(RECOVERED[(index + shift) % kinds], index, step.name)
-            for index, step in enumerate(plan.steps)
-        )
-        yield Scenario(saga, f"round {shift + 1}", steps)
-    undos = _undos(saga)
-    for shift in range(kinds) if undos else ():
-        steps = tuple(
-            Disturbance(
-                RECOVERED[(i + shift) % kinds], i, undo, undoing=True, fail_at=plan.commit_index
-            )
-            for i, undo in undos
-        )
-        yield Scenario(saga, f"undo round {shift + 1}", steps)
+    for name, disturbances in rounds(plan, _undos(saga), plan.commit_index):
+        yield Scenario(saga, name, disturbances)
 
 
 def failures(saga: str) -> Iterator[Scenario]:
@@ -395,17 +381,7 @@ class Cases:
     async def _settled(self, lane: Lane, cluster_id: str) -> Snapshot:
         """What there is once nothing moves by itself any more: read models, and draining."""
         await self.platform.until_told()
-
-        async def drained() -> bool:
-            async with self.platform.database.transaction("network") as session:
-                query = (
-                    select(PoolValue.value)
-                    .join(Network, Network.id == PoolValue.network_id)
-                    .where(Network.cluster_id == cluster_id, PoolValue.state == "draining")
-                )
-                return (await session.execute(query.limit(1))).first() is None
-
-        await self.platform.until(drained, DEADLINE_S)
+        await self.platform.until_drained(cluster_id)
         return await look(self.platform, lane, cluster_id)
 
     async def _judge(self, scenario: Scenario, ended: Ended, untouched: Snapshot) -> None:

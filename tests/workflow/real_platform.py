@@ -45,6 +45,7 @@ from dflare.services.clusters.service import ClusterOrder, ClusterService
 from dflare.services.clusters.service_keys import KeyService
 from dflare.services.clusters.tables import SchedulerHost as SchedulerRow
 from dflare.services.metering.service import MeteringService
+from dflare.services.network.tables import Network, PoolValue
 from dflare.services.orchestrator.contract import PoolWish
 from dflare.services.orchestrator.service import OrchestratorService
 from dflare.services.orchestrator.tables import Node as KnownNode
@@ -258,6 +259,20 @@ class RealPlatform:
         head = await head_position(self.database)
         left = list(self.projections)
         assert await self.until(folded, DEADLINE_S), "read models did not fold the events"
+
+    async def until_drained(self, cluster_id: str) -> bool:
+        """Wait until none of the cluster's identifiers drains any more; whether it came."""
+
+        async def drained() -> bool:
+            async with self.database.transaction("network") as session:
+                query = (
+                    select(PoolValue.value)
+                    .join(Network, Network.id == PoolValue.network_id)
+                    .where(Network.cluster_id == cluster_id, PoolValue.state == "draining")
+                )
+                return (await session.execute(query.limit(1))).first() is None
+
+        return await self.until(drained, DEADLINE_S)
 
     async def _cursor(self, projection: Projection) -> int:
         cursor = projection.kit.feed_cursor

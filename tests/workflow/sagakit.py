@@ -81,6 +81,26 @@ class Disturbance:
         return f"{self.index} {self.step}{way}: {self.kind}"
 
 
+def rounds(
+    plan: Plan, undos: Sequence[tuple[int, str]], fail_at: int | None
+) -> Iterator[tuple[str, tuple[Disturbance, ...]]]:
+    """Every cut, repeat and error at every step, and at each of ``undos`` of one that fails at
+    ``fail_at``: so many rounds that every step has met each of them, by their names."""
+    kinds = len(RECOVERED)
+    for shift in range(kinds):
+        forward = (
+            Disturbance(RECOVERED[(i + shift) % kinds], i, step.name)
+            for i, step in enumerate(plan.steps)
+        )
+        yield f"round {shift + 1}", tuple(forward)
+    for shift in range(kinds) if undos else ():
+        backward = (
+            Disturbance(RECOVERED[(i + shift) % kinds], i, undo, undoing=True, fail_at=fail_at)
+            for i, undo in undos
+        )
+        yield f"undo round {shift + 1}", tuple(backward)
+
+
 def parted(scenarios: Iterable[Any], short: Callable[[Any], bool]) -> list[Any]:
     """Parameters of a test: those that are not ``short`` are left to the longer run."""
     return [

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from real_cases import CLEAN, look_at_nodes
 from real_platform import RealPlatform, real_platform
-from sagakit import RECOVERED, Disturbance, parted, selected
+from sagakit import Disturbance, parted, rounds, selected
 from sqlalchemy import select
 
 from dflare.kit import operation_control
@@ -50,21 +50,12 @@ class Scenario:
 def scenarios(saga: str) -> Iterator[Scenario]:
     """Undisturbed; rounds of cuts, repeats and errors at every step and at every undo of one that
     fails where that turns it around for the last time; each step failed."""
-    plan, kinds = SAGAS[saga], len(RECOVERED)
+    plan = SAGAS[saga]
     turning = max(i for i, s in enumerate(plan.steps[: _commit(plan) + 1]) if not s.quarantine)
     undos = [(i, s.undo) for i, s in enumerate(plan.steps[: turning + 1]) if s.undo]
     yield Scenario(saga, "undisturbed")
-    for shift in range(kinds):
-        forward = tuple(
-            Disturbance(RECOVERED[(i + shift) % kinds], i, step.name)
-            for i, step in enumerate(plan.steps)
-        )
-        yield Scenario(saga, f"round {shift + 1}", forward)
-        backward = tuple(
-            Disturbance(RECOVERED[(i + shift) % kinds], i, undo, undoing=True, fail_at=turning)
-            for i, undo in undos
-        )
-        yield Scenario(saga, f"undo round {shift + 1}", backward)
+    for name, disturbances in rounds(plan, undos, turning):
+        yield Scenario(saga, name, disturbances)
     for i, step in enumerate(plan.steps):
         yield Scenario(saga, f"{i} {step.name} fails", (Disturbance("fail_all", i, step.name),))
 

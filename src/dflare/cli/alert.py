@@ -4,8 +4,7 @@ from typing import Annotated
 
 import typer
 
-from dflare.cli.client import Api
-from dflare.cli.listing import show_list
+from dflare.cli.listing import show_of_projects
 from dflare.cli.output import (
     Column,
     Output,
@@ -47,15 +46,14 @@ def list_(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """List alerts: dead GPUs, lost links, operations that are late."""
-    with Api.of_environment(project) as api:
-        everywhere = all_projects or not api.context.project
-        path = "/alerts" if everywhere else f"/projects/{api.project()}/alerts"
-        show_list(
-            api,
-            lambda: api.items(path, resolved=resolved or None),
-            (*LIST, *columns("project_id")) if everywhere else LIST,
-            output,
-            watch=watch,
-            types="alert.",
-            empty="There is no alert.",
-        )
+    show_of_projects(
+        project,
+        "/alerts",
+        LIST,
+        output,
+        all_projects=all_projects,
+        watch=watch,
+        types="alert.",
+        empty="There is no alert.",
+        resolved=resolved or None,
+    )

@@ -18,7 +18,7 @@ from dflare.cli.cluster_wishes import (
     wishes_of,
 )
 from dflare.cli.errors import Json, UsageError
-from dflare.cli.listing import show_list
+from dflare.cli.listing import show_of_projects
 from dflare.cli.ordering import follow_order
 from dflare.cli.output import (
     AGE,
@@ -176,18 +176,17 @@ def list_(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """List clusters."""
-    with Api.of_environment(project) as api:
-        everywhere = all_projects or not api.context.project
-        path = "/clusters" if everywhere else f"/projects/{api.project()}/clusters"
-        show_list(
-            api,
-            lambda: api.items(path, deleted=deleted or None),
-            (*LIST, *columns("project_id")) if everywhere else LIST,
-            output,
-            watch=watch,
-            types="cluster.",
-            empty="There is no cluster.",
-        )
+    show_of_projects(
+        project,
+        "/clusters",
+        LIST,
+        output,
+        all_projects=all_projects,
+        watch=watch,
+        types="cluster.",
+        empty="There is no cluster.",
+        deleted=deleted or None,
+    )
 
 
 @app.command()

@@ -12,6 +12,7 @@ from dflare.cli.errors import ExitCode, Json
 from dflare.cli.output import (
     Column,
     Output,
+    columns,
     is_terminal,
     new_console,
     print_data,
@@ -47,6 +48,34 @@ def show_list(
             _repeat(api, read, shown, output, types)
     except KeyboardInterrupt:
         raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+def show_of_projects(
+    project: str | None,
+    path: str,
+    shown: Sequence[Column],
+    output: Output,
+    *,
+    all_projects: bool,
+    watch: bool,
+    types: str,
+    empty: str,
+    **only: bool | None,
+) -> None:
+    """Print what a project has below ``path``, or, where all are asked for or none was chosen, what
+    every project has that the caller may see. ``only`` are the list's own filters."""
+    with Api.of_environment(project) as api:
+        everywhere = all_projects or not api.context.project
+        where = path if everywhere else f"/projects/{api.project()}{path}"
+        show_list(
+            api,
+            lambda: api.items(where, **only),
+            (*shown, *columns("project_id")) if everywhere else shown,
+            output,
+            watch=watch,
+            types=types,
+            empty=empty,
+        )
 
 
 def _live(api: Api, read: Callable[[], list[Json]], shown: Sequence[Column], types: str) -> None:

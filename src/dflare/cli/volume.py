@@ -6,7 +6,7 @@ import typer
 
 from dflare.cli.client import Api, segment
 from dflare.cli.errors import CliError, ExitCode, Json
-from dflare.cli.listing import show_list
+from dflare.cli.listing import show_list, show_of_projects
 from dflare.cli.ordering import follow_order
 from dflare.cli.output import (
     AGE,
@@ -118,18 +118,17 @@ def list_(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """List volumes."""
-    with Api.of_environment(project) as api:
-        everywhere = all_projects or not api.context.project
-        path = "/volumes" if everywhere else f"/projects/{api.project()}/volumes"
-        show_list(
-            api,
-            lambda: api.items(path, deleted=deleted or None),
-            (*LIST, *columns("project_id")) if everywhere else LIST,
-            output,
-            watch=watch,
-            types="volume.",
-            empty="There is no volume.",
-        )
+    show_of_projects(
+        project,
+        "/volumes",
+        LIST,
+        output,
+        all_projects=all_projects,
+        watch=watch,
+        types="volume.",
+        empty="There is no volume.",
+        deleted=deleted or None,
+    )
 
 
 @app.command()
