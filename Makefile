@@ -20,7 +20,6 @@ DIST ?= loadfile
 XDIST = -n $(JOBS) --dist $(DIST) --no-loadscope-reorder
 # Further arguments of pytest, for example T="tests/site -k broken".
 T ?=
-SEEDS ?= 1-12
 BENCH ?=
 
 export UV_SYSTEM_CERTS := 1
@@ -54,7 +53,7 @@ portal-if-possible: $(STAMP)
 		echo "Everything else works without the portal; make portal tries again." >&2
 
 test: $(STAMP) portal-if-possible ## run the tests
-	@$(BIN)/pytest -m "not lab and not long and not chaos" $(XDIST) $(T)
+	@$(BIN)/pytest -m "not lab and not long" $(XDIST) $(T)
 
 test-lab: $(STAMP) ## run the tests that need real parts
 	@$(BIN)/python -m dflare.embedded.packages .lab/slurm-packages
@@ -63,8 +62,7 @@ test-lab: $(STAMP) ## run the tests that need real parts
 test-long: $(STAMP) ## run the tests that take too long for every change
 	@$(BIN)/pytest -m long --timeout 0 $(XDIST) $(T)
 
-test-chaos: $(STAMP) ## kill whatever runs while orders go on, for example SEEDS=1-200
-	@DFLARE_TEST_SEEDS=$(SEEDS) $(BIN)/pytest -m chaos --timeout 0 $(T)
+test-chaos: test-long ## every step of every saga cut, repeated and failed on its own
 
 check: $(STAMP) ## formatting, lint, types, imports, files
 	@$(BIN)/ruff format --check --quiet . || \
